@@ -1,0 +1,1 @@
+"""The database: catalogue, progress, log rows, outbox. One file per technology."""

@@ -1,0 +1,163 @@
+"""PostgreSQL behind the `Ledger` port: a pool, named queries, COPY, migrations.
+
+SQL lives in `sql/*.sql` under `-- name:` lines; Python passes parameters. Foreign exceptions are translated here, once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from functools import cache
+from importlib import resources
+from typing import TYPE_CHECKING, Final, LiteralString, cast
+
+import psycopg
+from psycopg import sql
+from psycopg.types.json import set_json_dumps
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from expunge.domain import canonical
+from expunge.domain.errors import Misconfigured, Retryable
+
+if TYPE_CHECKING:
+    from expunge.ports import Row
+
+MIGRATION_LOCK: Final = 0x45585000
+"""Advisory lock that keeps two workers from migrating at once."""
+
+_PASSING: Final = (
+    psycopg.errors.SerializationFailure,
+    psycopg.errors.DeadlockDetected,
+    psycopg.errors.LockNotAvailable,
+    psycopg.errors.QueryCanceled,
+    psycopg.errors.AdminShutdown,
+    psycopg.errors.CrashShutdown,
+    psycopg.errors.CannotConnectNow,
+    psycopg.errors.TooManyConnections,
+    psycopg.errors.DiskFull,
+    psycopg.OperationalError,
+    PoolTimeout,
+)
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except _PASSING as error:
+        message = f"the database did not take it this time ({type(error).__name__})"
+        raise Retryable(message) from error
+
+
+@cache
+def queries() -> Mapping[str, LiteralString]:
+    """All named queries. Raises `Misconfigured` when two share a name."""
+    found: dict[str, LiteralString] = {}
+    for file in sorted(resources.files(__package__).joinpath("sql").iterdir(), key=lambda f: f.name):
+        if not file.name.endswith(".sql"):
+            continue
+        for part in re.split(r"^-- name: ", file.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:
+            name, _, text = part.partition("\n")
+            if name.strip() in found:
+                message = f"two queries are named {name.strip()}"
+                raise Misconfigured(message)
+            # The text comes from our own package data, never from input.
+            found[name.strip()] = cast("LiteralString", text.strip())
+    return found
+
+
+class PostgresTx:
+    """`Tx` on one psycopg connection."""
+
+    def __init__(self, connection: psycopg.AsyncConnection) -> None:
+        self._connection = connection
+
+    async def fetch(self, query: str, **parameters: object) -> list[Row]:
+        with _translated():
+            async with self._connection.cursor(binary=True) as cursor:
+                await cursor.execute(queries()[query], parameters)
+                return await cursor.fetchall()
+
+    async def execute(self, query: str, **parameters: object) -> int:
+        with _translated():
+            async with self._connection.cursor() as cursor:
+                await cursor.execute(queries()[query], parameters)
+                return cursor.rowcount
+
+    async def copy(self, table: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> int:
+        statement = sql.SQL("copy {} ({}) from stdin").format(
+            sql.Identifier(table), sql.SQL(", ").join(map(sql.Identifier, columns))
+        )
+        with _translated():
+            async with self._connection.cursor() as cursor:
+                async with cursor.copy(statement) as copying:
+                    for row in rows:
+                        await copying.write_row(row)
+                return cursor.rowcount
+
+
+class PostgresLedger:
+    """`Ledger` over a psycopg pool. `open` before use, `close` after."""
+
+    def __init__(self, dsn: str, *, connections: int = 4, application: str = "expunge") -> None:
+        self._pool = AsyncConnectionPool(
+            dsn,
+            min_size=1,
+            max_size=connections,
+            open=False,
+            timeout=30,
+            kwargs={"application_name": application, "prepare_threshold": 2},
+            configure=_configure,
+        )
+
+    async def open(self) -> None:
+        """Connect. Raises `Retryable` when the database does not answer within 30 s."""
+        with _translated():
+            await self._pool.open(wait=True, timeout=30)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._pool.close()
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[PostgresTx]:
+        """One transaction on a pooled connection."""
+        with _translated():
+            async with self._pool.connection() as connection, connection.transaction():
+                yield PostgresTx(connection)
+
+
+async def _configure(connection: psycopg.AsyncConnection) -> None:
+    set_json_dumps(canonical.dumps, connection)
+
+
+
+
+def migrations() -> list[tuple[int, LiteralString]]:
+    """All migrations in order: number and text."""
+    files = sorted(resources.files(__package__).joinpath("migrations").iterdir(), key=lambda f: f.name)
+    return [
+        (int(file.name[:4]), cast("LiteralString", file.read_text(encoding="utf-8")))
+        for file in files
+        if file.name.endswith(".sql")
+    ]
+
+
+def migrate(dsn: str) -> int:
+    """Bring a database to the newest schema; how many migrations ran. Safe to call from several processes at once."""
+    ran = 0
+    with _translated(), psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute("select pg_advisory_lock(%s)", (MIGRATION_LOCK,))
+        connection.execute(
+            "create table if not exists schema_migration (number integer primary key, at timestamptz not null default now())"
+        )
+        done = {row[0] for row in connection.execute("select number from schema_migration")}
+        for number, text in migrations():
+            if number in done:
+                continue
+            with connection.transaction():
+                connection.execute(text)
+                connection.execute("insert into schema_migration (number) values (%s)", (number,))
+            ran += 1
+    return ran

@@ -1,0 +1,95 @@
+-- Stage certify: which requests are done, their certificates, and the rows that go last.
+
+-- name: certify_sweeps
+select s.sweep_id, s.class, s.state, s.bucket, s.requests, s.trees, s.scope_digest, s.rounds, s.taint,
+       not exists (select from work w where w.sweep_id = s.sweep_id and w.step <> 'done')
+from sweep s where s.sweep_id = any(%(ids)s::uuid[]) and s.state in ('published', 'done') order by s.sweep_id for update
+
+-- name: certify_outcomes
+select tree, chunk, attempt, outcomes from outcome
+where sweep_id = %(sweep_id)s and step = 'absence' order by attempt, tree, chunk
+
+-- name: certify_open
+select leaf, request_id, bucket, state, data_result, models_result, type, due from request
+where sweep_id = %(sweep_id)s and state in ('planned', 'data-certified') order by leaf
+
+-- name: certify_taints
+select t.requests, m.name, t.remedy, t.due, t.resolution, t.resolved_index from taint t join model m using (model_no)
+where t.sweep_id = %(sweep_id)s order by m.name
+
+-- name: certify_put_round
+insert into round (sweep_id, round, provision, requests, envelope, log_index, file_digest, at)
+values (%(sweep_id)s, %(round)s, %(provision)s, %(requests)s, %(envelope)s, %(index)s, %(file_digest)s, %(at)s)
+
+-- name: certify_count_rounds
+update sweep set rounds = rounds + 1, moved_at = clock_timestamp() where sweep_id = %(sweep_id)s
+
+-- name: certify_put_certificates
+insert into certificate (request_id, provision, sweep_id, round, result, digest, position, length)
+select t.request_id, %(provision)s, %(sweep_id)s, %(round)s, t.result, t.digest, t.position, t.length
+from unnest(%(ids)s::uuid[], %(results)s::text[], %(digests)s::bytea[], %(positions)s::bigint[], %(lengths)s::integer[])
+     as t(request_id, result, digest, position, length)
+
+-- name: certify_data
+update request r set data_result = t.result, data_round = %(round)s, state = t.state,
+    models_result = case when t.state = 'completed' then 'complete' else r.models_result end,
+    subject_ref = case when t.result = 'complete' then null else r.subject_ref end,
+    body = case when t.result = 'complete' then ''::bytea else r.body end,
+    moved_at = clock_timestamp()
+from unnest(%(ids)s::uuid[], %(results)s::text[], %(states)s::text[]) as t(request_id, result, state)
+where r.request_id = t.request_id
+
+-- name: certify_models
+update request r set models_result = t.result, models_round = %(round)s, state = t.state, moved_at = clock_timestamp()
+from unnest(%(ids)s::uuid[], %(results)s::text[], %(states)s::text[]) as t(request_id, result, state)
+where r.request_id = t.request_id
+
+-- name: certify_drop_artifacts
+delete from artifact a using unnest(%(ordinals)s::bigint[], %(ids)s::bigint[]) as t(ordinal, artifact_id)
+where a.ordinal = t.ordinal and a.artifact_id = t.artifact_id
+
+-- name: certify_drop_artifact_ranges
+delete from artifact a using unnest(%(first)s::bigint[], %(end)s::bigint[]) as r(lo, hi)
+where a.ordinal >= r.lo and a.ordinal < r.hi
+
+-- name: certify_drop_images
+delete from image i using unnest(%(first)s::bigint[], %(end)s::bigint[]) as r(lo, hi)
+where i.ordinal >= r.lo and i.ordinal < r.hi and not exists (select from artifact a where a.ordinal = i.ordinal)
+returning i.ordinal, i.source_no
+
+-- name: certify_drop_image_ranges
+with gone as (
+    delete from image i using unnest(%(first)s::bigint[], %(end)s::bigint[]) as r(lo, hi)
+    where i.ordinal >= r.lo and i.ordinal < r.hi returning i.ordinal, i.source_no
+)
+select source_no, string_agg(int8send(ordinal), ''::bytea) from gone group by source_no
+
+-- name: certify_drop_subjects
+delete from image_subject x using unnest(%(first)s::bigint[], %(end)s::bigint[]) as r(lo, hi)
+where x.ordinal >= r.lo and x.ordinal < r.hi and not exists (select from image i where i.ordinal = x.ordinal)
+
+-- name: certify_tombstone
+insert into tombstone (sweep_id, source_no, images, bitmap)
+values (%(sweep_id)s, %(source_no)s, %(images)s, %(bitmap)s)
+on conflict (sweep_id, source_no) do update set images = excluded.images, bitmap = excluded.bitmap
+
+-- name: certify_tombstone_now
+select source_no, bitmap from tombstone where sweep_id = %(sweep_id)s
+
+-- name: certify_sweep_done
+update sweep set state = 'done', moved_at = clock_timestamp()
+where sweep_id = %(sweep_id)s and not exists (
+    select from request where sweep_id = %(sweep_id)s and state in ('planned', 'data-certified'))
+
+-- name: certify_unissued
+select r.sweep_id, r.round, r.provision, c.request_id, c.result, c.digest, q.state
+from round r join certificate c on c.sweep_id = r.sweep_id and c.round = r.round
+join request q on q.request_id = c.request_id
+where not r.issued and r.log_index < %(size)s order by r.log_index, c.request_id
+
+-- name: certify_issued
+update round set issued = true where not issued and log_index < %(size)s
+
+-- name: certify_sweeps_to_check
+select sweep_id from sweep s where state = 'published' and taint = 'resolved'
+  and moved_at < clock_timestamp() - make_interval(secs => %(age)s::float8) limit 64

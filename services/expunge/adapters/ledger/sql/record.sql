@@ -1,0 +1,92 @@
+-- Outbox, evidence log rows, delivery bookkeeping: used by every worker.
+
+-- name: outbox_put
+insert into outbox (worker, event_id, topic, key, headers, value)
+select %(worker)s, t.* from unnest(
+    %(ids)s::text[], %(topics)s::text[], %(keys)s::bytea[], %(headers)s::bytea[], %(values)s::bytea[]
+) as t
+on conflict do nothing
+
+-- name: outbox_take
+select id, topic, key, headers, value from outbox
+where (worker = %(worker)s or at < clock_timestamp() - make_interval(secs => %(age)s::float8))
+order by id limit %(limit)s for update skip locked
+
+-- name: outbox_published
+delete from outbox where id = any(%(ids)s::bigint[])
+
+-- name: log_lock
+select next from log_head for update
+
+-- name: log_find
+select leaf_hash, index from log_entry where leaf_hash = any(%(hashes)s::bytea[])
+
+-- name: log_put
+insert into log_entry (index, leaf_hash, predicate, entry)
+select * from unnest(%(indices)s::bigint[], %(hashes)s::bytea[], %(predicates)s::text[], %(entries)s::bytea[])
+
+-- name: log_advance
+update log_head set next = %(next)s
+
+-- name: delivery_fresh
+select t.id from unnest(%(ids)s::text[]) as t(id)
+where not exists (select from applied_event a where a.worker = %(worker)s and a.event_id = t.id)
+
+-- name: delivery_apply
+insert into applied_event (worker, event_id) select %(worker)s, unnest(%(ids)s::text[])
+on conflict do nothing returning event_id
+
+-- name: delivery_offsets
+insert into consumer_offset (worker, topic, partition, next_offset)
+select %(worker)s, * from unnest(%(topics)s::text[], %(partitions)s::integer[], %(offsets)s::bigint[])
+on conflict (worker, topic, partition) do update set next_offset = excluded.next_offset
+where excluded.next_offset > consumer_offset.next_offset
+
+-- name: delivery_positions
+select topic, partition, next_offset from consumer_offset where worker = %(worker)s
+
+-- name: delivery_dead
+insert into dead_letter (worker, event_id, topic, partition, "offset", reason, sealed)
+select %(worker)s, * from unnest(
+    %(ids)s::text[], %(topics)s::text[], %(partitions)s::integer[], %(offsets)s::bigint[], %(reasons)s::text[], %(sealed)s::bytea[]
+) on conflict do nothing
+
+-- name: retry_put
+insert into retry (worker, event_id, scope, topic, partition, "offset", sealed, reason, not_before)
+select %(worker)s, t.id, t.scope, t.topic, t.partition, t."offset", t.sealed, t.reason,
+       clock_timestamp() + make_interval(secs => %(delay)s::float8)
+from unnest(
+    %(ids)s::text[], %(scopes)s::text[], %(topics)s::text[], %(partitions)s::integer[], %(offsets)s::bigint[], %(sealed)s::bytea[],
+    %(reasons)s::text[]
+) as t(id, scope, topic, partition, "offset", sealed, reason)
+on conflict do nothing
+
+-- name: retry_scopes
+select distinct scope from retry where worker = %(worker)s and scope = any(%(scopes)s::text[])
+
+-- name: retry_due
+select event_id, scope, topic, partition, "offset", sealed, attempts from retry r
+where worker = %(worker)s and not_before <= clock_timestamp()
+  and not exists (select from retry e where e.worker = r.worker and e.scope = r.scope and e.seq < r.seq)
+order by seq limit %(limit)s
+for update skip locked
+
+-- name: retry_again
+update retry set attempts = attempts + 1, reason = %(reason)s,
+    not_before = clock_timestamp() + make_interval(secs => least(900, 0.25 * power(4, attempts)) * (0.5 + random() / 2))
+where worker = %(worker)s and event_id = %(id)s
+
+-- name: retry_done
+delete from retry where worker = %(worker)s and event_id = any(%(ids)s::text[])
+
+-- name: crash_count
+insert into crash (worker, topic, partition, "offset", crashes)
+select %(worker)s, t.*, 1 from unnest(%(topics)s::text[], %(partitions)s::integer[], %(offsets)s::bigint[]) as t
+on conflict (worker, topic, partition, "offset") do update set crashes = crash.crashes + 1
+
+-- name: crash_clear
+delete from crash c using unnest(%(topics)s::text[], %(partitions)s::integer[], %(offsets)s::bigint[]) as t(topic, partition, "offset")
+where c.worker = %(worker)s and c.topic = t.topic and c.partition = t.partition and c."offset" = t."offset"
+
+-- name: crash_suspects
+select topic, partition, "offset", crashes from crash where worker = %(worker)s

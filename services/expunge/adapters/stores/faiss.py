@@ -1,0 +1,345 @@
+"""`faiss:///dir`: a unit is an index file below the root, a locator a vector id in decimal.
+
+Two kinds of index can give a vector back and drop it: Flat under an id map, and IVFFlat in one file. Others (HNSW,
+quantised, on-disk lists) are answered with BLOCKED, for nothing short of a rebuild erases from them. `add` and `search`
+are for the product: `search` leaves hidden vectors out.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any, Final
+
+import faiss as untyped_faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from expunge.adapters.stores import (
+    FREE_BLOCKS,
+    OPEN_READERS,
+    Contents,
+    CrashPoint,
+    Rewrite,
+    UnitFile,
+    all_outcomes,
+    count_needles,
+    directory_of,
+    nowhere,
+    os_faults,
+    rewrite,
+    windows,
+)
+from expunge.domain.errors import Rejected, Retryable
+from expunge.domain.words import Level, Outcome
+from expunge.ports import Capabilities, Erasure, Outcomes
+
+CANNOT_DROP: Final = "this type of index cannot drop a vector: it must be rebuilt from the survivors"
+CENTROID: Final = "a coarse centroid of the index equals an erased vector: the index must be trained again"
+
+faiss: Any = untyped_faiss  # its stubs lack half of what is used here
+
+Ids = NDArray[np.int64]
+Vectors = NDArray[np.float32]
+
+_METHOD: Final = "removal and rewrite of the index file"
+_TOKEN_CHARS: Final = 16
+_NEEDLE_BYTES: Final = 16
+_BITMAP_IDS: Final = 1 << 26
+"""A bitmap selector is the fastest; above this largest id (8 MiB of bitmap) a hashed set is smaller."""
+_SEARCHED: Final = 8
+_MAPPED: Final = getattr(faiss, "IO_FLAG_MMAP_IFC", 0)
+"""Since faiss 1.11; before it the file is read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """One of the two kinds: `flat` has an id map over a Flat index, the other is IVFFlat."""
+
+    faiss: Any  # SWIG types: not typed well enough to help
+    flat: bool
+
+    def ids(self) -> Ids:
+        if self.flat:
+            return np.asarray(faiss.vector_to_array(self.faiss.id_map), dtype=np.int64)
+        lists = self.faiss.invlists
+        held = [
+            faiss.rev_swig_ptr(lists.get_ids(i), lists.list_size(i)).copy()
+            for i in range(self.faiss.nlist)
+            if lists.list_size(i)
+        ]
+        return np.concatenate([np.empty(0, np.int64), *held])
+
+    def vectors(self, ids: Ids) -> Vectors:
+        """The stored floats of those of `ids` that are there, in storage order."""
+        at = np.flatnonzero(np.isin(self.ids(), ids))
+        if self.flat:
+            flat = faiss.downcast_index(self.faiss.index)
+            stored = faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * flat.d).reshape(flat.ntotal, flat.d)
+            return np.array(stored[at], dtype=np.float32)
+        lists, d = self.faiss.invlists, self.faiss.d
+        held = [
+            faiss.rev_swig_ptr(lists.get_codes(i), lists.list_size(i) * d * 4).view(np.float32).reshape(-1, d)
+            for i in range(self.faiss.nlist)
+            if lists.list_size(i)
+        ]
+        return np.array(np.concatenate([np.empty((0, d), np.float32), *held])[at], dtype=np.float32)
+
+    def centroids(self) -> Vectors:
+        if self.flat:
+            return np.empty((0, self.faiss.d), np.float32)
+        return np.asarray(self.faiss.quantizer.reconstruct_n(0, self.faiss.nlist), dtype=np.float32)
+
+
+class Unsupported(Rejected):
+    """The file holds an index of a type that this adapter cannot erase from."""
+
+    def __init__(self) -> None:
+        super().__init__("unsupported-index", f"expected IDMap over Flat, or IVFFlat in one file; {CANNOT_DROP}")
+
+
+class FaissReader:
+    capabilities = Capabilities(rewrites_unit=True, max_level=Level.FILE_ABSENT)
+
+    def __init__(self, root: str, name: str) -> None:
+        self.name = name
+        self._root = root
+        self._loaded: tuple[str, Contents, Index] | None = None
+        self._loading = Lock()
+
+    def search(self, unit: str, vectors: Vectors, k: int) -> tuple[Vectors, Ids]:
+        """Distances and ids of the `k` nearest that are not hidden; id -1 where there are fewer."""
+        file = self._file(unit)
+        hidden = _hidden_ids(file)
+        index = self._load(file)
+        parameters = faiss.SearchParameters() if index.flat else faiss.SearchParametersIVF(nprobe=index.faiss.nprobe)
+        if hidden.size:
+            hiding = faiss.IDSelectorBatch(hidden)  # kept alive here: the parameters hold bare pointers
+            showing = faiss.IDSelectorNot(hiding)
+            parameters.sel = showing
+        distances, ids = index.faiss.search(np.ascontiguousarray(vectors, np.float32), k, params=parameters)
+        return distances, ids
+
+    def probe(self, unit: str, locators: Sequence[str]) -> NDArray[np.bool_]:
+        wanted = _ids(locators)
+        file = self._file(unit)
+        with os_faults():
+            hidden = _hidden_ids(file)
+            if not file.exists():
+                return np.zeros(len(locators), dtype=np.bool_)
+            held = self._load(file).ids()
+        return np.isin(wanted, held) & ~np.isin(wanted, hidden)
+
+    def needles(self, unit: str, locators: Sequence[str]) -> list[tuple[bytes, ...]]:
+        """Three windows of 16 bytes (four components) of each vector's stored floats."""
+        wanted = _ids(locators)
+        file = self._file(unit)
+        with os_faults():
+            if not file.exists():
+                return [()] * len(locators)
+            index = self._load(file)
+        held = index.ids()
+        stored = index.vectors(wanted)
+        found = dict(zip(held[np.isin(held, wanted)].tolist(), (row.tobytes() for row in stored), strict=True))
+        return [_needles(found.get(i, b"")) for i in wanted.tolist()]
+
+    def scan(self, unit: str, needles: Sequence[bytes]) -> list[int]:
+        """Reads the index file, its side files and leftovers of crashed rewrites."""
+        with os_faults():
+            return count_needles(self._file(unit).own_files(), needles)
+
+    def _file(self, unit: str) -> UnitFile:
+        return UnitFile(self._root, unit, _TOKEN_CHARS)
+
+    def _load(self, file: UnitFile) -> Index:
+        """The index as it is in the file now; the last one read is kept."""
+        with self._loading:
+            contents = file.contents()
+            if self._loaded is None or self._loaded[:2] != (file.path, contents):
+                self._loaded = None  # two large indexes never have to fit
+                self._loaded = (file.path, contents, _read(file.path))
+            return self._loaded[2]
+
+
+class FaissStore(FaissReader):
+    """What is added before the switch under an id that is being erased is erased with it; `add` refuses an id that is
+    hidden. `add` from any process is safe, because it takes the unit's lock."""
+
+    def __init__(self, root: str, name: str, *, crash_point: CrashPoint = nowhere) -> None:
+        super().__init__(root, name)
+        self._crash_point = crash_point
+
+    def create(self, unit: str, index: Any) -> None:  # noqa: ANN401 - a SWIG object
+        """Put an index (trained, perhaps filled) in the unit's place."""
+        if _kind(index) is None:
+            raise Unsupported
+        file = self._file(unit)
+        with os_faults():
+            os.makedirs(file.folder, exist_ok=True)
+            with file.locked():
+                file.replace(lambda temp: _write(index, temp))
+
+    def add(self, unit: str, ids: Ids, vectors: Vectors) -> None:
+        """Insert, in the place of vectors with the same ids. A missing index is made: Flat, L2."""
+        file = self._file(unit)
+        ids, vectors = np.ascontiguousarray(ids, np.int64), np.ascontiguousarray(vectors, np.float32)
+        with os_faults():
+            os.makedirs(file.folder, exist_ok=True)
+            with file.locked():
+                if np.isin(ids, _hidden_ids(file)).any():
+                    raise Rejected("hidden-artifact", "expected new ids, got one that is hidden and awaits erasure")
+                index = _read(file.path) if file.exists() else _new(vectors.shape[1])
+                _remove(index, ids)
+                index.faiss.add_with_ids(vectors, ids)
+                file.replace(lambda temp: _write(index.faiss, temp))
+
+    def hide(self, unit: str, locators: Sequence[str]) -> Outcomes:
+        wanted = _ids(locators)
+        file = self._file(unit)
+        outcomes = all_outcomes(len(locators), Outcome.ABSENT_BEFORE)
+        with os_faults():
+            if not file.exists():
+                return outcomes
+            with file.locked():
+                hidden = _hidden_ids(file)
+                there = np.isin(wanted, self._load(file).ids()) | np.isin(wanted, hidden)
+                file.hide(_tokens(np.setdiff1d(wanted[there], hidden)))
+                self._crash_point("hidden")
+        outcomes[there] = Outcome.GONE
+        return outcomes
+
+    def erase(self, unit: str, locators: Sequence[str], fence: int) -> Erasure:
+        wanted = _ids(locators)
+        file = self._file(unit)
+        outcomes = all_outcomes(len(locators), Outcome.ABSENT_BEFORE)
+        residue: tuple[str, ...] = (FREE_BLOCKS, OPEN_READERS)
+        with os_faults():
+            if not file.exists():
+                file.forget(fence, _tokens(wanted))
+                return Erasure(outcomes, Level.FILE_ABSENT, _METHOD, residue)
+            try:
+                removed = rewrite(file, fence, _without(file, wanted), _tokens(wanted), self._crash_point)
+            except Unsupported:
+                blocked = all_outcomes(len(locators), Outcome.BLOCKED)
+                return Erasure(blocked, Level.ACKNOWLEDGED, "none", (CANNOT_DROP,))
+        outcomes[np.isin(wanted, removed.ids)] = Outcome.GONE
+        if removed.is_centroid:
+            return Erasure(outcomes, Level.UNREACHABLE, _METHOD, (CENTROID, *residue))
+        return Erasure(outcomes, Level.FILE_ABSENT, _METHOD, residue)
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    ids: Ids
+    is_centroid: bool
+
+
+def open_store(url: str, name: str) -> FaissStore:
+    return FaissStore(directory_of(url), name)
+
+
+def open_reader(url: str, name: str) -> FaissReader:
+    return FaissReader(directory_of(url), name)
+
+
+def _ids(locators: Sequence[str]) -> Ids:
+    for locator in locators:
+        # canonical only: "07" and "7" would be two leaves for one vector
+        if not (locator.isascii() and locator.isdigit() and str(int(locator[:20])) == locator) or int(locator) >> 63:
+            raise Rejected("hostile-locator", "expected vector ids in decimal, 0 to 2**63 - 1, without leading zeros")
+    return np.fromiter(map(int, locators), dtype=np.int64, count=len(locators))
+
+
+def _tokens(ids: Ids) -> list[str]:
+    return [f"{i:0{_TOKEN_CHARS}x}" for i in ids.tolist()]
+
+
+def _hidden_ids(file: UnitFile) -> Ids:
+    return np.array([int(token, 16) for token in file.hidden()], dtype=np.int64)
+
+
+def _new(dimensions: int) -> Index:
+    return Index(faiss.IndexIDMap2(faiss.IndexFlatL2(dimensions)), flat=True)
+
+
+def _kind(index: Any) -> Index | None:  # noqa: ANN401 - a SWIG object
+    if isinstance(index, faiss.IndexIDMap):
+        inner = faiss.downcast_index(index.index)
+        return Index(index, flat=True) if isinstance(inner, faiss.IndexFlat) else None
+    if type(index) is faiss.IndexIVFFlat:
+        in_memory = isinstance(faiss.downcast_InvertedLists(index.invlists), faiss.ArrayInvertedLists)
+        no_map = index.direct_map.type == faiss.DirectMap.NoMap
+        flat_quantizer = isinstance(faiss.downcast_index(index.quantizer), faiss.IndexFlat)
+        return Index(index, flat=False) if in_memory and no_map and flat_quantizer else None
+    return None
+
+
+def _read(path: str, flags: int = 0) -> Index:
+    try:
+        index = _kind(faiss.read_index(path, flags))
+    except RuntimeError as e:
+        if not os.path.exists(path):
+            raise Retryable("the index file vanished while it was opened") from e
+        raise Unsupported from e
+    if index is None:
+        raise Unsupported
+    return index
+
+
+def _write(index: Any, path: str) -> None:  # noqa: ANN401 - a SWIG object
+    try:
+        faiss.write_index(index, path)
+    except RuntimeError as e:
+        raise Retryable("the index could not be written") from e
+
+
+def _remove(index: Index, ids: Ids) -> int:
+    if ids.size == 0:
+        return 0
+    if (largest := int(ids.max())) < _BITMAP_IDS:
+        chosen = np.zeros(largest + 1, dtype=np.bool_)
+        chosen[ids] = True
+        bits = np.packbits(chosen, bitorder="little")
+        selector = faiss.IDSelectorBitmap(bits.size, faiss.swig_ptr(bits))
+    else:
+        selector = faiss.IDSelectorBatch(ids)
+    return int(index.faiss.remove_ids(selector))
+
+
+def _without(file: UnitFile, wanted: Ids) -> Callable[[str], Rewrite[Removed]]:
+    def rebuild(temp: str) -> Rewrite[Removed]:
+        index = _read(file.path)
+        held = index.ids()
+        ids = np.unique(held[np.isin(held, wanted)])
+        if ids.size == 0:
+            return Rewrite(changed=False, result=Removed(ids, is_centroid=False))
+        vectors = index.vectors(ids)
+        left = int(index.faiss.ntotal) - _remove(index, ids)
+        _write(index.faiss, temp)
+        _verify(temp, left, ids, vectors[:_SEARCHED])
+        return Rewrite(changed=True, result=Removed(ids, _share_a_row(vectors, index.centroids())))
+
+    return rebuild
+
+
+def _verify(temp: str, left: int, ids: Ids, vectors: Vectors) -> None:
+    """From the new file: the count, the ids, and a search for some of the erased vectors themselves."""
+    new = _read(temp, _MAPPED)  # a third of the time of reading it, and safe: nobody truncates this file
+    held = new.ids()
+    if new.faiss.ntotal != left or held.size != left or np.isin(ids, held).any():
+        raise Retryable("the new index does not hold exactly the survivors; the old one was left in place")
+    _, nearest = new.faiss.search(vectors, 1)
+    if np.isin(nearest, ids).any():
+        raise Retryable("a search of the new index still finds an erased vector; the old one was left in place")
+
+
+def _share_a_row(a: Vectors, b: Vectors) -> bool:
+    """With as many centroids as training vectors a centroid is a vector, and stays when the vector is removed."""
+    rows = {row.tobytes() for row in b}
+    return any(row.tobytes() in rows for row in a)
+
+
+def _needles(content: bytes) -> tuple[bytes, ...]:
+    return windows(len(content), lambda at, width: content[at : at + width], _NEEDLE_BYTES)

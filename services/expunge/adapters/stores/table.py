@@ -1,0 +1,77 @@
+"""Which store a URL means: a built-in table, then the entry-point group `expunge.stores`. Nothing is imported until a
+store of its scheme is opened, so an installation holds only the libraries that it uses.
+
+A plug-in's entry point is named after its URL scheme and loads to a module (or any object) with `open_store` and
+`open_reader`, as the built-in adapters have. `expunge.conformance.StoreConformance` says whether it is one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Final, Protocol, cast
+
+from expunge.domain.errors import Misconfigured
+from expunge.ports import Store, StoreReader
+
+ENTRY_POINTS: Final = "expunge.stores"
+
+
+class StoreModule(Protocol):
+    def open_store(self, url: str, name: str) -> Store: ...
+
+    def open_reader(self, url: str, name: str) -> StoreReader: ...
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltIn:
+    """`needs`: top-level modules of third parties; `install`: what brings them."""
+
+    module: str
+    needs: tuple[str, ...] = ()
+    install: str = ""
+
+
+_HERE: Final = "expunge.adapters.stores"
+
+BUILT_IN: Final[dict[str, BuiltIn]] = {
+    "file": BuiltIn(f"{_HERE}.local"),
+    "memory": BuiltIn(f"{_HERE}.memory"),
+    "wds": BuiltIn(f"{_HERE}.webdataset"),
+    "faiss": BuiltIn(f"{_HERE}.faiss", ("faiss",), "expunge[faiss]"),
+    "pgvector": BuiltIn(f"{_HERE}.pgvector", ("psycopg", "psycopg_pool"), "expunge[pgvector]"),
+    "pgvector+postgresql": BuiltIn(f"{_HERE}.pgvector", ("psycopg", "psycopg_pool"), "expunge[pgvector]"),
+}
+
+
+def open_store(url: str, name: str) -> Store:
+    """The store at `url`, with the credentials to erase. `Misconfigured` if it cannot be opened."""
+    return _module(url).open_store(url, name)
+
+
+def open_reader(url: str, name: str) -> StoreReader:
+    """The same store without `hide` and `erase`."""
+    return _module(url).open_reader(url, name)
+
+
+def _module(url: str) -> StoreModule:
+    scheme, colon, _ = url.partition(":")
+    if not colon:
+        raise Misconfigured("expected a store URL such as file:///data/images, got text without a scheme")
+    if scheme in BUILT_IN:
+        return _built_in(scheme, BUILT_IN[scheme])
+    plug_ins = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    if scheme not in plug_ins:
+        known = ", ".join(sorted({*BUILT_IN, *plug_ins}))
+        raise Misconfigured(f"no store adapter for the scheme {scheme!r}; there are: {known}")
+    return cast("StoreModule", plug_ins[scheme].load())
+
+
+def _built_in(scheme: str, entry: BuiltIn) -> StoreModule:
+    try:
+        return cast("StoreModule", import_module(entry.module))
+    except ModuleNotFoundError as e:
+        if e.name not in entry.needs:
+            raise
+        raise Misconfigured(f"stores of scheme {scheme!r} need {e.name}: pip install '{entry.install}'") from e

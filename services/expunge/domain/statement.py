@@ -1,0 +1,328 @@
+"""The signed claims: in-toto Statement v1 bodies, one predicate type each, and the role that may sign each.
+
+A statement speaks about roots, counts, chunks, models and sweeps, never about a person, an artifact or a locator.
+Spec: https://github.com/in-toto/attestation/blob/main/spec/v1/statement.md; the body is RFC 8785 canonical JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from itertools import groupby
+from typing import Annotated, ClassVar, Final, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from expunge.domain import canonical
+from expunge.domain.errors import Rejected
+from expunge.domain.words import Kind, Level, Outcome, Provision, Remedy, Role, Step
+
+PAYLOAD_TYPE: Final = "application/vnd.in-toto+json"
+STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
+
+Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+"""A SHA-256 digest, lower-case hex."""
+Uuid = Annotated[str, Field(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
+Count = Annotated[int, Field(ge=0, le=2**53 - 1)]
+"""Fits an IEEE double, as RFC 8785 asks of numbers."""
+
+
+class Frozen(BaseModel):
+    """Base of everything signed: frozen, unknown fields refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TreeScope(Frozen):
+    """One tree of a sweep: all artifacts of one kind in one store, in physical order. `root`: RFC 6962 over leaves."""
+
+    kind: Kind
+    store: str
+    leaves: Count
+    root: Hex32
+
+
+class Scope(Frozen):
+    """What a sweep will erase, fixed before anything is. Signed under role `scope`.
+
+    `requests_root`: tree of blinded request leaves (`domain.certificate.Claim`). `selection`: SHA-256 over the digests of
+    the requests as received, in leaf order. `catalogue_index`: log index of the last registration batch root that the
+    selection could see, -1 for none. `handles_root`: orders only, root over sorted blinded handles in pages of 1,024.
+    `excluded`: leaves held or cancelled at sealing. `file`: SHA-256 of the sealed scope file.
+    """
+
+    type: Literal["urn:expunge:scope:v1"] = "urn:expunge:scope:v1"
+    sweep: Uuid
+    sweep_class: Literal["people", "order"]
+    trees: tuple[TreeScope, ...]
+    requests: Count
+    requests_root: Hex32
+    images: Count
+    selection: Hex32
+    catalogue_index: int
+    policy: str
+    handles_root: Hex32 | None
+    excluded: Count
+    file: Hex32
+    at: AwareDatetime
+
+
+class Chunk(Frozen):
+    """What one step did to leaves [start, end) of one tree. Signed under `executor` (hide, erase) or `rescanner`.
+
+    `outcomes`: run lengths (outcome, count) over exactly [start, end); outcome 0 where this attempt does not cover the
+    leaf. `chunk_root`: root of the aligned subtree. `previous`: SHA-256 of the payload of attempt n-1, null for attempt
+    0. `level`, `method`, `residue`: how far it reached and what may remain. `sampled`: artifacts whose bytes were looked
+    for (steps presence and absence).
+    """
+
+    type: Literal["urn:expunge:chunk:v1"] = "urn:expunge:chunk:v1"
+    sweep: Uuid
+    scope: Hex32
+    tree: Count
+    kind: Kind
+    store: str
+    step: Step
+    attempt: Count
+    start: Count
+    end: Count
+    chunk_root: Hex32
+    outcomes: tuple[tuple[Outcome, Count], ...]
+    previous: Hex32 | None
+    level: Level
+    method: str
+    residue: tuple[str, ...]
+    sampled: Count
+    at: AwareDatetime
+
+
+class Completion(Frozen):
+    """Requests of one sweep that reached a result in one round. `root`: tree of blinded completion leaves
+    (`domain.certificate.Completed`). Signed under `certifier`."""
+
+    type: Literal["urn:expunge:completion:v1"] = "urn:expunge:completion:v1"
+    sweep: Uuid
+    scope: Hex32
+    round: Count
+    provision: Provision
+    requests: Count
+    root: Hex32
+    results: dict[str, Count]
+    at: AwareDatetime
+
+
+class SourceCount(Frozen):
+    """How many artifacts of one kind from one source a registration batch brought."""
+
+    source: str
+    kind: Kind
+    artifacts: Count
+
+
+class RegisteredBatch(Frozen):
+    """What came in: the "before" of every later reconciliation. `root`: blinded artifact leaves. Role `register`."""
+
+    type: Literal["urn:expunge:registered:v1"] = "urn:expunge:registered:v1"
+    batch: Uuid
+    leaves: Count
+    root: Hex32
+    images: Count
+    counts: tuple[SourceCount, ...]
+    at: AwareDatetime
+
+
+class ScopeApproved(Frozen):
+    """An order's scope was approved. `approvers`: key ids of at least two different approvers. Role `scope`."""
+
+    type: Literal["urn:expunge:scope-approved:v1"] = "urn:expunge:scope-approved:v1"
+    sweep: Uuid
+    scope: Hex32
+    approvers: tuple[Hex32, ...]
+    at: AwareDatetime
+
+
+class ScopeVoid(Frozen):
+    """A sealed scope that will not be carried out. Role `scope`."""
+
+    type: Literal["urn:expunge:scope-void:v1"] = "urn:expunge:scope-void:v1"
+    sweep: Uuid
+    scope: Hex32
+    reason: Literal["approval-expired", "cancelled", "scope-lost"]
+    at: AwareDatetime
+
+
+class ModelTainted(Frozen):
+    """Images in a sweep's scope are in a model's transitive training set. Role `retrainer`.
+
+    `path`: model names from this model to the one trained on the images; `direct`: images in its own snapshots.
+    """
+
+    type: Literal["urn:expunge:model-tainted:v1"] = "urn:expunge:model-tainted:v1"
+    sweep: Uuid
+    scope: Hex32
+    model: str
+    images: Count
+    direct: Count
+    path: tuple[str, ...]
+    remedy: Remedy
+    due: AwareDatetime
+
+
+class MetricVoid(Frozen):
+    """A model was evaluated on images in a sweep's scope: its metrics are void, its weights are not tainted."""
+
+    type: Literal["urn:expunge:metric-void:v1"] = "urn:expunge:metric-void:v1"
+    sweep: Uuid
+    scope: Hex32
+    model: str
+    images: Count
+    at: AwareDatetime
+
+
+class ModelReplaced(Frozen):
+    """A tainted model has a clean successor, and its own weights are gone. Role `retrainer`.
+
+    `snapshots`: roots of what the successor was trained on; `cut`: evidence log size at which its exclusion was cut;
+    `sweeps`: whose taint this resolves; `overlap`: images shared by successor's training set and exclusion (always 0).
+    """
+
+    type: Literal["urn:expunge:model-replaced:v1"] = "urn:expunge:model-replaced:v1"
+    model: str
+    successor: str
+    weights: Hex32
+    successor_weights: Hex32
+    snapshots: tuple[Hex32, ...]
+    cut: Count
+    exclusion: Hex32
+    overlap: Literal[0] = 0
+    sweeps: tuple[Uuid, ...]
+    level: Level
+    method: str
+    at: AwareDatetime
+
+
+class ModelDestroyed(Frozen):
+    """A tainted model's weights were destroyed and looked for again. Role `retrainer`."""
+
+    type: Literal["urn:expunge:model-destroyed:v1"] = "urn:expunge:model-destroyed:v1"
+    model: str
+    weights: Hex32
+    sweeps: tuple[Uuid, ...]
+    level: Level
+    method: str
+    at: AwareDatetime
+
+
+class Overdue(Frozen):
+    """A provision's date passed before it was closed. Role `certifier`."""
+
+    type: Literal["urn:expunge:overdue:v1"] = "urn:expunge:overdue:v1"
+    sweep: Uuid
+    provision: Provision
+    due: AwareDatetime
+    at: AwareDatetime
+
+
+Predicate = Annotated[
+    Scope
+    | Chunk
+    | Completion
+    | RegisteredBatch
+    | ScopeApproved
+    | ScopeVoid
+    | ModelTainted
+    | MetricVoid
+    | ModelReplaced
+    | ModelDestroyed
+    | Overdue,
+    Field(discriminator="type"),
+]
+_PREDICATE: TypeAdapter[Predicate] = TypeAdapter(Predicate)
+
+ROLE_OF: Final[dict[str, Role]] = {
+    "urn:expunge:scope:v1": Role.SCOPE,
+    "urn:expunge:completion:v1": Role.CERTIFIER,
+    "urn:expunge:registered:v1": Role.REGISTER,
+    "urn:expunge:scope-approved:v1": Role.SCOPE,
+    "urn:expunge:scope-void:v1": Role.SCOPE,
+    "urn:expunge:model-tainted:v1": Role.RETRAINER,
+    "urn:expunge:metric-void:v1": Role.RETRAINER,
+    "urn:expunge:model-replaced:v1": Role.RETRAINER,
+    "urn:expunge:model-destroyed:v1": Role.RETRAINER,
+    "urn:expunge:overdue:v1": Role.CERTIFIER,
+}
+"""Which role must have signed a predicate type. Chunk statements depend on their step: see `role_of`."""
+
+
+def role_of(predicate: Predicate) -> Role:
+    """The only role whose signature makes this statement count."""
+    if isinstance(predicate, Chunk):
+        return Role.RESCANNER if predicate.step in {Step.PRESENCE, Step.ABSENCE} else Role.EXECUTOR
+    return ROLE_OF[predicate.type]
+
+
+class _Subject(Frozen):
+    name: str
+    digest: dict[Literal["sha256"], Hex32]
+
+
+class _Statement(Frozen):
+    type_: Literal["https://in-toto.io/Statement/v1"] = Field(alias="_type")
+    subject: tuple[_Subject, ...] = Field(min_length=1)
+    predicateType: str  # noqa: N815 - the field's name in the spec
+    predicate: Predicate
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class Statement(Frozen):
+    """A parsed statement: `subjects` maps a file's name to its SHA-256 (hex)."""
+
+    subjects: dict[str, Hex32]
+    predicate: Predicate
+
+
+def payload(predicate: Predicate, subjects: dict[str, str]) -> bytes:
+    """The exact bytes to sign. `subjects`: file name to SHA-256 (hex), at least one. Same values, same bytes."""
+    body = predicate.model_dump(mode="json")
+    kind = body.pop("type")
+    return canonical.dumps(
+        {
+            "_type": STATEMENT_TYPE,
+            "subject": [{"name": name, "digest": {"sha256": digest}} for name, digest in sorted(subjects.items())],
+            "predicateType": kind,
+            "predicate": body,
+        }
+    )
+
+
+def parse(data: bytes) -> Statement:
+    """Read a statement. Raises `Rejected("malformed")` on anything that is not exactly one of the predicates above."""
+    value = canonical.loads(data)
+    try:
+        if not isinstance(value, dict) or not isinstance(value["predicate"], dict):
+            raise TypeError  # noqa: TRY301 - one exit for every wrong shape
+        value["predicate"] = {**value["predicate"], "type": value["predicateType"]}
+        read = _Statement.model_validate(value)
+        names = [one.name for one in read.subject]
+        if len(set(names)) != len(names) or read.predicate.type != read.predicateType:
+            raise TypeError  # noqa: TRY301
+    except (KeyError, TypeError, ValidationError) as error:
+        message = "expected an in-toto v1 statement with a known predicate, got something else"
+        raise Rejected("malformed", message) from error
+    return Statement(subjects={one.name: one.digest["sha256"] for one in read.subject}, predicate=read.predicate)
+
+
+def runs(outcomes: Iterable[int]) -> tuple[tuple[Outcome, int], ...]:
+    """Run-length encode outcome codes, as `Chunk.outcomes` holds them."""
+    return tuple((Outcome(code), sum(1 for _ in group)) for code, group in groupby(outcomes))
+
+
+def expand(encoded: Iterable[tuple[Outcome, int]]) -> bytes:
+    """The inverse of `runs`: one byte per leaf."""
+    return b"".join(bytes([code]) * count for code, count in encoded)
+
+
+def instant(at: datetime) -> datetime:
+    """`at` cut to whole seconds: finer times in public statements would link them to people's actions."""
+    return at.replace(microsecond=0)

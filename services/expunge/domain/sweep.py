@@ -1,0 +1,188 @@
+"""Building a sweep: who claims which leaf, what stays, how the trees are cut. Packed columns in, packed columns out.
+
+Needs numpy. Nothing here is per artifact in Python: a sweep of a person and one of 3,000,000 images run the same code.
+Shapes: `n` artifacts in physical order (tree, unit, locator); `r` requests; `p` (request, image) pairs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.algorithms import AES
+from cryptography.hazmat.primitives.ciphers.modes import ECB
+from numpy.typing import NDArray
+
+from expunge.domain import merkle
+from expunge.domain.limits import CHUNK_LEAVES
+
+I64 = NDArray[np.int64]
+U32 = NDArray[np.uint32]
+
+ALL_PURPOSES: Final = -1
+"""The purpose mask of a deletion: every bit."""
+
+RUN_CHUNKS: Final = 16
+"""Chunks that travel together as one work order, where no unit asks for more."""
+
+HANDLE_PAGE: Final = 1024
+"""Sorted handles hashed flat as one leaf of an order's handle tree."""
+
+
+@dataclass(frozen=True, slots=True)
+class Requests:
+    """The requests of a sweep. `purposes` (r): mask withdrawn. `request`, `ordinal` (p): which images each touches,
+    sorted by request, then ordinal."""
+
+    purposes: I64
+    request: I64
+    ordinal: I64
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """Who claims what. `in_scope` (n): no purpose remains. `remaining` (n): purpose mask that remains.
+
+    `leaf`, `leaf_offset` (r + 1): artifact positions (in the n, in-scope only) claimed by each request, ascending.
+    `retained`: per request, how many of its artifacts stay, by the mask that remains.
+    """
+
+    in_scope: NDArray[np.bool_]
+    remaining: I64
+    leaf: I64
+    leaf_offset: I64
+    retained: tuple[dict[int, int], ...]
+
+
+def claims(requests: Requests, ordinal: I64, purposes: I64) -> Claims:
+    """Join requests with artifacts. `ordinal`, `purposes` (n): the artifacts' image and purpose mask."""
+    count = len(requests.purposes)
+    request, position = _join(requests, ordinal)
+    touched = (purposes[position] & requests.purposes[request]) != 0
+    request, position = request[touched], position[touched]
+    withdrawn = np.zeros(len(ordinal), np.int64)
+    np.bitwise_or.at(withdrawn, position, requests.purposes[request])
+    remaining = purposes & ~withdrawn
+    in_scope = (remaining == 0) & (withdrawn != 0)
+    mine = in_scope[position]
+    order = np.lexsort((position[mine], request[mine]))
+    leaf, owner = position[mine][order], request[mine][order]
+    kept: list[dict[int, int]] = [{} for _ in range(count)]
+    pairs, counts = np.unique(
+        np.stack((request[~mine], remaining[position[~mine]])), axis=1, return_counts=True
+    )  # fmt: skip
+    for (one, mask), number in zip(pairs.T.tolist(), counts.tolist(), strict=True):
+        kept[one][mask] = number
+    return Claims(
+        in_scope=in_scope,
+        remaining=remaining,
+        leaf=leaf,
+        leaf_offset=np.searchsorted(owner, np.arange(count + 1)),
+        retained=tuple(kept),
+    )
+
+
+def _join(requests: Requests, ordinal: I64) -> tuple[I64, I64]:
+    """All (request, artifact position) pairs that share an image."""
+    order = np.argsort(ordinal, kind="stable")
+    ranked = ordinal[order]
+    first = np.searchsorted(ranked, requests.ordinal, "left")
+    many = np.searchsorted(ranked, requests.ordinal, "right") - first
+    inner = np.arange(many.sum()) - np.repeat(np.cumsum(many) - many, many)
+    return np.repeat(requests.request, many), order[np.repeat(first, many) + inner]
+
+
+def unit_starts(unit: I64) -> U32:
+    """First leaf of each unit of one tree, whose leaves are in physical order."""
+    if not len(unit):
+        return np.zeros(0, np.uint32)
+    return np.concatenate(([0], np.flatnonzero(np.diff(unit)) + 1)).astype(np.uint32)
+
+
+def work_runs(leaves: int, starts: U32, *, whole_units: bool) -> list[tuple[int, int]]:
+    """Cut a tree into runs of chunks [first, end). Where erasing rewrites the unit, a cut is moved on until it does not
+    split a unit, unless units never end at a chunk border: then the next run finds the shared unit already rewritten.
+
+    A unit bigger than a run stays in one run, so that it is rewritten once.
+    """
+    chunks = -(-leaves // CHUNK_LEAVES)
+    cuts, first = [], 0
+    borders = np.append(starts, leaves).astype(np.int64)
+    while first < chunks:
+        end = min(first + RUN_CHUNKS, chunks)
+        if whole_units and end < chunks:
+            # The unit that straddles the cut: keep it whole when it is larger than a run could hold anyway.
+            at = int(np.searchsorted(borders, end * CHUNK_LEAVES, "right"))
+            lo, hi = int(borders[at - 1]), int(borders[min(at, len(borders) - 1)])
+            if hi - lo > RUN_CHUNKS * CHUNK_LEAVES:
+                end = min(chunks, -(-hi // CHUNK_LEAVES))
+        cuts.append((first, end))
+        first = end
+    return cuts
+
+
+def runs_of(indices: NDArray[np.generic]) -> list[tuple[int, int]]:
+    """Ascending indices as (first, count) runs."""
+    if not len(indices):
+        return []
+    values = indices.astype(np.int64)
+    starts = np.concatenate(([0], np.flatnonzero(np.diff(values) != 1) + 1))
+    counts = np.diff(np.append(starts, len(values)))
+    return list(zip(values[starts].tolist(), counts.tolist(), strict=True))
+
+
+def artifact_ids(packed: bytes) -> I64:
+    """Artifact ids from their 6-byte big-endian column."""
+    wide = np.zeros((len(packed) // 6, 8), np.uint8)
+    wide[:, 2:] = np.frombuffer(packed, np.uint8).reshape(-1, 6)
+    return wide.reshape(-1).view(">i8").astype(np.int64)
+
+
+def indices_digest(indices: NDArray[np.generic]) -> str:
+    """SHA-256 (hex) over ascending leaf indices as little-endian uint32."""
+    return hashlib.sha256(indices.astype("<u4").tobytes()).hexdigest()
+
+
+def handles_root(key: bytes, artifact_ids: I64) -> bytes:
+    """Root over an order's sorted blinded handles, for duplicate and non-membership checks. `key`: 32 bytes.
+
+    A handle is the AES-256 encryption of the id as one 16-byte big-endian block (FIPS 197: a keyed permutation, so
+    handles are distinct when ids are). Raises ValueError when an id occurs twice.
+    """
+    blocks = np.zeros((len(artifact_ids), 2), ">u8")
+    blocks[:, 1] = artifact_ids
+    sealed = Cipher(AES(key), ECB()).encryptor().update(blocks.tobytes())  # noqa: S305 - single distinct blocks
+    words = np.frombuffer(sealed, ">u8").reshape(-1, 2)
+    order = np.lexsort((words[:, 1], words[:, 0]))
+    ranked = words[order]
+    if len(ranked) > 1 and bool((ranked[1:] == ranked[:-1]).all(axis=1).any()):
+        message = "an artifact occurs twice in the order"
+        raise ValueError(message)
+    flat = ranked.tobytes()
+    page = HANDLE_PAGE * 16
+    return merkle.root(b"".join(merkle.leaf_hash(flat[at : at + page]) for at in range(0, len(flat), page)))
+
+
+def last_outcomes(attempts: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """One outcome per leaf out of its attempts, first to last: the last attempt that covered it counts. OPEN (0) in an
+    attempt means it was not covered, or nothing was settled."""
+    result = attempts[0].copy()
+    for later in attempts[1:]:
+        covered = later != 0
+        result[covered] = later[covered]
+    return result
+
+
+def tally(outcomes: NDArray[np.uint8], leaf: I64, offset: I64, codes: Sequence[int]) -> NDArray[np.int64]:
+    """How many of each request's leaves have each outcome: (r, len(codes)). `outcomes`: one per leaf of all trees laid
+    end to end; `leaf`, `offset` as in `Claims`."""
+    mine = outcomes[leaf]
+    sums = np.zeros((len(offset) - 1, len(codes)), np.int64)
+    for column, code in enumerate(codes):
+        running = np.concatenate(([0], np.cumsum(mine == code)))
+        sums[:, column] = running[offset[1:]] - running[offset[:-1]]
+    return sums

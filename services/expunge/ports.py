@@ -1,0 +1,247 @@
+"""The Protocols between stages and the outside. Adapters do not inherit from them; wiring is where mypy proves the fit.
+
+Store calls block and are run in threads by the workers; everything else is async or in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from datetime import date, datetime
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from expunge.domain.cloudevents import CloudEvent
+from expunge.domain.dsse import PublicKey
+from expunge.domain.words import Level, Role
+
+Outcomes = NDArray[np.uint8]
+"""One `domain.words.Outcome` per locator, in the order in which the locators were given."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a store can do. `rewrites_unit`: erasing rewrites the artifact's whole unit (file, shard, index, table), so
+    hide and erase are two steps; otherwise erase also hides and there is no hide step. `max_level`: the level that
+    `scan` can support for this store."""
+
+    rewrites_unit: bool
+    max_level: Level
+
+
+@dataclass(frozen=True, slots=True)
+class Erasure:
+    """What one erase of one unit did. `method` is a short fixed phrase for statements (`unlink`, `rewrite`, ...);
+    `residue` lists in plain fixed words where bytes may remain (never a locator)."""
+
+    outcomes: Outcomes
+    level: Level
+    method: str
+    residue: tuple[str, ...]
+
+
+class StoreReader(Protocol):
+    """The read-only half of a store: what the rescanner's credentials allow. Blocking. Never changes anything.
+
+    A *unit* is what must be rewritten to erase one artifact (directory, shard, index file, table); a *locator* names the
+    artifact inside its unit (file name, member name, vector id). Raises `Retryable` when the store cannot be reached.
+    """
+
+    name: str
+    capabilities: Capabilities
+
+    def probe(self, unit: str, locators: Sequence[str]) -> NDArray[np.bool_]:
+        """Which of `locators` can be reached through the store now. A unit that does not exist holds nothing."""
+        ...
+
+    def needles(self, unit: str, locators: Sequence[str]) -> list[tuple[bytes, ...]]:
+        """Byte windows (each 12 to 32 bytes, distinctive) cut from each artifact's stored bytes, to look for after it
+        is erased. An empty tuple where the artifact is absent. Needles are personal data: keep them sealed."""
+        ...
+
+    def scan(self, unit: str, needles: Sequence[bytes]) -> list[int]:
+        """How often each needle occurs in the unit's own files now (all versions, free lists and side files)."""
+        ...
+
+
+class Store(StoreReader, Protocol):
+    """A store that holds artifacts and can erase them. Every call is idempotent and may be repeated after a crash
+    between any two of its inner steps.
+    """
+
+    def hide(self, unit: str, locators: Sequence[str]) -> Outcomes:
+        """Make each artifact unreachable now, without rewriting the unit. GONE, or ABSENT_BEFORE where it already was.
+        Stores whose erase also hides raise `NotImplementedError`."""
+        ...
+
+    def erase(self, unit: str, locators: Sequence[str], fence: int) -> Erasure:
+        """Remove the artifacts' bytes from the unit in one rewrite. `fence` is the lease's token: a store that has seen
+        a higher one raises `FencedOff` and changes nothing. What the product inserts meanwhile is kept. Per-artifact
+        trouble is an outcome (BLOCKED, OPEN for try again, FAILED), never an exception."""
+        ...
+
+
+Row = tuple[Any, ...]
+"""A database row: psycopg gives no static column types, so each stage names and converts what it reads."""
+
+
+class Tx(Protocol):
+    """Named queries (`adapters/ledger/sql/*.sql`) on one connection. Inside `Ledger.transaction` all commit together."""
+
+    async def fetch(self, query: str, **parameters: object) -> list[Row]:
+        """Run a named query and return all its rows."""
+        ...
+
+    async def execute(self, query: str, **parameters: object) -> int:
+        """Run a named query; how many rows it touched."""
+        ...
+
+    async def copy(self, table: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> int:
+        """COPY rows into a table; how many went in."""
+        ...
+
+
+class Ledger(Protocol):
+    """The database. `transaction` commits when its block ends normally and rolls back otherwise.
+
+    Raises `Retryable` when the database cannot be reached or asks to try again; what a lost commit did is unknown.
+    """
+
+    def transaction(self) -> AbstractAsyncContextManager[Tx]:
+        """One transaction on a pooled connection."""
+        ...
+
+
+class Clock(Protocol):
+    """The time, UTC and aware."""
+
+    def __call__(self) -> datetime:
+        """Now."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One message taken from Kafka, decoded: where it was and what it says."""
+
+    topic: str
+    partition: int
+    offset: int
+    event: CloudEvent
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A delivery that cannot be handled now or ever. `code` is a stable reason code. `later`: park it and try again
+    (its precondition may still come); otherwise it goes to the dead letter."""
+
+    delivery: Delivery
+    code: str
+    later: bool
+
+
+class Handler(Protocol):
+    """A stage's side of its topic, for any host. The host calls `act`, then `commit` inside the transaction that also
+    records dedupe, offsets and outbox, then publishes and acknowledges.
+
+    Both get only deliveries not applied before. `act` may have effects and may open transactions of its own (intent); it
+    is idempotent, because a crash before the commit repeats it. Raising `Retryable` parks the batch's deliveries until
+    later; `Rejected` is handled per delivery inside and never raised out of the batch.
+    """
+
+    async def act(self, deliveries: Sequence[Delivery]) -> Any:  # noqa: ANN401 - the stage's own value, handed back to it
+        """Do the work that has effects outside the database."""
+        ...
+
+    async def commit(self, acted: Any, tx: Tx) -> Sequence[Refused] | None:  # noqa: ANN401 - see act
+        """Record it: rows, statements, outbox. Returns what could not be handled."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """One message to publish."""
+
+    topic: str
+    key: bytes
+    value: bytes
+    headers: list[tuple[str, bytes]]
+
+
+class Broker(Protocol):
+    """Where outbox rows go. At least once: a crash after `publish` repeats it."""
+
+    async def publish(self, messages: Sequence[Outgoing]) -> None:
+        """Publish in order; returns when all are acknowledged. Raises `Retryable` when any is not."""
+        ...
+
+
+class TileStore(Protocol):
+    """Where the evidence log's tiles and checkpoints live (C2SP tlog-tiles paths). Blocking."""
+
+    def write(self, files: Mapping[str, bytes]) -> None:
+        """Write all files durably (fsync of files and directories) before returning. Same path, same bytes: immutable
+        files may be written again; `checkpoint` is replaced atomically."""
+        ...
+
+    def read(self, path: str) -> bytes:
+        """One file's bytes. Raises `FileNotFoundError`."""
+        ...
+
+
+class SealedStore(Protocol):
+    """Private store of sealed scope files and round files (already encrypted). Blocking."""
+
+    def write(self, name: str, blocks: Iterable[bytes]) -> bytes:
+        """Write one file durably; its SHA-256. Replaces nothing: an existing file of that name raises `FileExistsError`
+        unless it holds the same bytes."""
+        ...
+
+    def open(self, name: str) -> memoryview:
+        """The whole file, mapped. Raises `FileNotFoundError`."""
+        ...
+
+    def read(self, name: str, position: int, length: int) -> bytes:
+        """A part of a file."""
+        ...
+
+
+class KeyStore(Protocol):
+    """Bucket keys: 32 random bytes per day, drawn once, destroyed on schedule. Request and sweep keys derive from them."""
+
+    def bucket(self, day: date, *, create: bool = False) -> bytes:
+        """The key of a bucket. Raises `Rejected("key-destroyed")` when it is gone, `Rejected("no-key")` when it never
+        was (unless `create`)."""
+        ...
+
+    def destroy(self, day: date) -> None:
+        """Destroy a bucket's key for good. Idempotent."""
+        ...
+
+
+class Signer(Protocol):
+    """Signs statements under one role (and for executors, one store)."""
+
+    role: Role
+    public: PublicKey
+
+    def sign(self, payload: bytes, payload_type: str) -> bytes:
+        """A DSSE envelope. Deterministic: the same payload gives the same bytes."""
+        ...
+
+
+class Journal(Protocol):
+    """The suppression journal: append-only, outside Postgres and its backups. Blocking."""
+
+    key: bytes
+
+    def append(self, records: bytes) -> None:
+        """Append encoded records durably (`domain.suppression`)."""
+        ...
+
+    def read(self) -> bytes:
+        """The whole journal."""
+        ...

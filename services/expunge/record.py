@@ -1,0 +1,115 @@
+"""What every stage does at the end of its transaction: put events in the outbox, put statements in the evidence log.
+
+Both are idempotent by content: the same event has the same id, the same statement has the same leaf hash.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import Final
+from uuid import UUID, uuid5
+
+from expunge.domain import events, merkle, topics
+from expunge.domain.cloudevents import to_kafka
+from expunge.domain.limits import LOG_ENTRY_BYTES
+from expunge.domain.topics import Topic
+from expunge.ports import Tx
+
+NAMESPACE: Final = UUID("6f0c7b1e-58d0-5d5e-9d6e-5a1e0c8f2b11")
+"""UUIDv5 namespace of event ids."""
+
+SOURCE: Final = "expunge"
+"""CloudEvents source of everything Expunge emits."""
+
+_PREFIXES: Final = (
+    ("expunge.work.", topics.OUTCOMES),
+    ("expunge.sweep.taint-ordered", topics.RETRAIN),
+    ("expunge.sweep.successor", topics.RETRAIN),
+    ("expunge.sweep.", topics.OUTCOMES),
+)
+"""Where internal events go; public ones are in `events.TOPIC_OF`. Work orders go where `emit` is told."""
+
+
+def topic_name(event: events.Event) -> str:
+    """The topic an event goes to unless its emitter says otherwise."""
+    public = events.TOPIC_OF.get(event.type)
+    return public or next(topic.name for prefix, topic in _PREFIXES if event.type.startswith(prefix))
+
+
+def event_id(event: events.Event) -> str:
+    """The id of an event: a function of its content, so that a repeat is recognised everywhere."""
+    return str(uuid5(NAMESPACE, events.dump_event(event).decode()))
+
+
+async def emit(
+    tx: Tx, worker: str, emitted: Sequence[events.Event], *, at: datetime | None = None, topic: Topic | None = None
+) -> None:  # fmt: skip
+    """Put events into the outbox of `worker`, in order. They leave after the commit; a repeat adds nothing.
+
+    `topic`: overrides where they go (work orders name their worker's topic). `at`: the CloudEvents time, if any.
+    """
+    if not emitted:
+        return
+    ids, names, keys, headers, values = [], [], [], [], []
+    for event in emitted:
+        identity = event_id(event)
+        cloud = replace(events.to_cloudevent(event, identity, SOURCE), time=at)
+        key, value, fields = to_kafka(cloud)
+        ids.append(identity)
+        names.append(topic.name if topic else topic_name(event))
+        keys.append(key or b"")
+        values.append(value)
+        headers.append(pack_headers(fields))
+    await tx.execute("outbox_put", worker=worker, ids=ids, topics=names, keys=keys, headers=headers, values=values)
+
+
+def pack_headers(headers: Sequence[tuple[str, bytes]]) -> bytes:
+    """Kafka headers as one byte string: (u16 name length, u16 value length, name, value) repeated."""
+    return b"".join(struct.pack("<HH", len(name), len(value)) + name.encode() + value for name, value in headers)
+
+
+def unpack_headers(packed: bytes) -> list[tuple[str, bytes]]:
+    """The inverse of `pack_headers`."""
+    found, position = [], 0
+    while position < len(packed):
+        name, value = struct.unpack_from("<HH", packed, position)
+        middle = position + 4 + name
+        found.append((packed[position + 4 : middle].decode(), packed[middle : middle + value]))
+        position = middle + value
+    return found
+
+
+async def log(tx: Tx, entries: Sequence[tuple[str, bytes]]) -> list[int]:
+    """Append statement envelopes (predicate type, envelope) to the evidence log's rows; their log indices.
+
+    An entry that is already there keeps its index. Takes the log's row lock until the transaction ends, so that indices
+    have no gaps: call it late. Raises ValueError for an entry over the tlog-tiles limit.
+    """
+    if not entries:
+        return []
+    unique: dict[bytes, tuple[str, bytes]] = {}
+    hashes = []
+    for predicate, envelope in entries:
+        if len(envelope) > LOG_ENTRY_BYTES:
+            message = f"a log entry may have {LOG_ENTRY_BYTES} bytes, this {predicate} has {len(envelope)}"
+            raise ValueError(message)
+        digest = merkle.leaf_hash(envelope)
+        hashes.append(digest)
+        unique.setdefault(digest, (predicate, envelope))
+    ((start,),) = await tx.fetch("log_lock")
+    known = {bytes(row[0]): row[1] for row in await tx.fetch("log_find", hashes=list(unique))}
+    fresh = [digest for digest in unique if digest not in known]
+    if fresh:
+        await tx.execute(
+            "log_put",
+            indices=list(range(start, start + len(fresh))),
+            hashes=fresh,
+            predicates=[unique[digest][0] for digest in fresh],
+            entries=[unique[digest][1] for digest in fresh],
+        )
+        await tx.execute("log_advance", next=start + len(fresh))
+        known.update(zip(fresh, range(start, start + len(fresh)), strict=True))
+    return [known[digest] for digest in hashes]

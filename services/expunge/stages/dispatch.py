@@ -1,0 +1,230 @@
+"""Dispatch: published scopes become work orders, and each run of chunks goes from step to step.
+
+A run is a stretch of chunks of one tree. It travels alone: presence, hide (only where erasing rewrites a unit), erase,
+absence, done. Nothing is ordered before its scope is published, and an order's not before it is approved. Statements
+that executors signed are put into the log here, in the transaction that orders the next step.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+import numpy as np
+
+from expunge.domain import events, statement, topics
+from expunge.domain.lifecycle import SweepState
+from expunge.domain.policy import Policy
+from expunge.domain.sweep import last_outcomes
+from expunge.domain.topics import Topic
+from expunge.domain.words import Kind, Outcome, Step
+from expunge.ports import Clock, Delivery, Signer, Tx
+from expunge.record import emit, log
+
+WORKER: Final = "coordinate"
+DONE: Final = "done"
+_CHUNK: Final = "urn:expunge:chunk:v1"
+
+Run = tuple[UUID, int, int, int, str, int]
+"""sweep, tree, first chunk, end chunk, step, attempt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Acted:
+    """Work that executors report as done."""
+
+    done: list[events.WorkDone]
+    taint: list[events.TaintResolved]
+
+
+class Dispatch:
+    """Handler of `expunge.outcomes`, and what prove calls when a checkpoint is out.
+
+    `rewrites_unit`: by store, whether hide is a step of its own.
+    """
+
+    dedupe = True
+
+    def __init__(
+        self, *, signer: Signer, clock: Clock, policy: Policy, rewrites_unit: Mapping[str, bool]
+    ) -> None:  # fmt: skip
+        self._signer = signer
+        self._clock = clock
+        self._policy = policy
+        self._rewrites_unit = rewrites_unit
+
+    async def published(self, size: int, tx: Tx) -> int:
+        """Order the first step of every sweep whose scope the checkpoint of `size` covers; how many sweeps that is.
+        Orders that lack approval ask for it."""
+        at = self._clock()
+        go, ask = [], []
+        for sweep_id, kind, state, digest, images, trees, _expires, approved in await tx.fetch(
+            "dispatch_publishable", size=size
+        ):
+            if kind == "people" or (approved is not None and approved < size):
+                go.append(sweep_id)
+            elif state == SweepState.SEALED:
+                ask.append((sweep_id, digest, images, trees))
+        for sweep_id, digest, images, trees in ask:
+            ((request_id,),) = await tx.fetch("dispatch_request_of", sweep_id=sweep_id)
+            counts = tuple(
+                events.ScopeCount(kind=Kind(one["kind"]), store=one["store"], artifacts=one["leaves"]) for one in _trees(trees)
+            )
+            awaited = events.ApprovalAwaited(
+                request_id=str(request_id), sweep_id=str(sweep_id), scope_root=digest.hex(), counts=counts, images=images, at=at
+            )
+            await emit(tx, WORKER, [awaited], at=at)
+        await self._set(tx, [one[0] for one in ask], SweepState.AWAITING_APPROVAL, at)
+        await self._set(tx, go, SweepState.PUBLISHED, at)
+        if go:
+            await emit(tx, WORKER, [events.TaintOrdered(sweep_id=str(one)) for one in go])
+            runs = [
+                (*row, Step.PRESENCE, 0)
+                for row in await tx.fetch("dispatch_start", ids=go)
+            ]  # fmt: skip
+            await self._order(tx, runs)
+        return len(go)
+
+    async def _set(self, tx: Tx, ids: Sequence[UUID], state: SweepState, at: datetime) -> None:
+        if ids:
+            await tx.execute("dispatch_set_state", ids=list(ids), state=state, at=at)
+
+    async def act(self, deliveries: Sequence[Delivery]) -> Acted:
+        """Nothing outside the database."""
+        acted = Acted([], [])
+        for delivery in deliveries:
+            event = events.from_cloudevent(delivery.event)
+            if isinstance(event, events.TaintResolved):
+                acted.taint.append(event)
+            elif isinstance(event, events.WorkDone):
+                acted.done.append(event)
+        return acted
+
+    async def commit(self, acted: Acted, tx: Tx) -> None:
+        """Log the statements and order the next step."""
+        if acted.done:
+            await self._done(tx, [_run(event) for event in acted.done])
+
+    async def _done(self, tx: Tx, runs: Sequence[Run]) -> None:
+        sweep_ids, trees, first, end, steps, attempts = map(list, zip(*runs, strict=True))
+        now = {
+            (row[0], row[1], row[2]): row
+            for row in await tx.fetch("dispatch_runs", sweeps=sweep_ids, trees=trees, first=first)
+        }
+        kinds = await self._kinds(tx, sweep_ids)
+        moved: list[Run] = []
+        delays: list[float] = []
+        for run in runs:
+            if now.get(run[:3], (None,) * 6)[4:6] != run[4:6]:
+                continue  # answered before: this is a repeat
+            step, attempt, delay = await self._next(tx, run, kinds[run[0]][run[1]])
+            moved.append((*run[:4], step, attempt))
+            delays.append(delay)
+        if moved:
+            await tx.execute(
+                "dispatch_advance", sweeps=[one[0] for one in moved], trees=[one[1] for one in moved],
+                first=[one[2] for one in moved], steps=[one[4] for one in moved], attempts=[one[5] for one in moved],
+                delays=delays,
+            )  # fmt: skip
+            ready = [one for one, delay in zip(moved, delays, strict=True) if one[4] != DONE and not delay]
+            await self._order(tx, ready, kinds)
+        await self._log(tx, sweep_ids, trees, steps, attempts, first, end)
+
+    async def _next(self, tx: Tx, run: Run, tree: Mapping[str, Any]) -> tuple[str, int, float]:
+        """What comes after a step: the step, its attempt, and how long to wait first (seconds)."""
+        step, attempt = run[4], run[5]
+        if step == Step.PRESENCE:
+            return (Step.HIDE if self._rewrites_unit.get(tree["store"], False) else Step.ERASE), 0, 0.0
+        if step == Step.HIDE:
+            return Step.ERASE, attempt, 0.0
+        if step == Step.ERASE:
+            return Step.ABSENCE, attempt, 0.0
+        rows = await tx.fetch("dispatch_absence", sweep_id=run[0], tree=run[1], first=run[2], end=run[3])
+        outcomes = last_outcomes([np.frombuffer(row[1], np.uint8) for row in rows])
+        if np.isin(outcomes, (Outcome.OPEN, Outcome.PRESENT)).any() and attempt + 1 < self._policy.attempts:
+            return Step.ERASE, attempt + 1, min(60.0, 0.5 * 4.0**attempt)
+        return DONE, attempt, 0.0
+
+    async def _log(self, tx: Tx, *columns: Sequence[Any]) -> None:
+        sweeps, trees, steps, attempts, first, end = columns
+        rows = await tx.fetch(
+            "dispatch_done_outcomes", sweeps=list(sweeps), trees=list(trees), steps=list(steps), attempts=list(attempts),
+            first=list(first), end=list(end),
+        )  # fmt: skip
+        if not rows:
+            return
+        indices = await log(tx, [(_CHUNK, row[5]) for row in rows])
+        await tx.execute(
+            "dispatch_logged", sweeps=[row[0] for row in rows], trees=[row[1] for row in rows],
+            chunks=[row[2] for row in rows], steps=[row[3] for row in rows], attempts=[row[4] for row in rows],
+            indices=indices,
+        )  # fmt: skip
+
+    async def redrive(self, tx: Tx, *, age: float) -> int:
+        """Order again what has not moved for `age` seconds, and what was to wait until now; how many runs."""
+        runs: list[Run] = [*await tx.fetch("dispatch_due")]  # type: ignore[list-item]  # rows of Run's shape
+        stalled: list[Run] = [*await tx.fetch("dispatch_stalled", age=age)]  # type: ignore[list-item]
+        runs += [run for run in stalled if run not in runs]
+        if runs:
+            await tx.execute(
+                "dispatch_advance", sweeps=[one[0] for one in runs], trees=[one[1] for one in runs],
+                first=[one[2] for one in runs], steps=[one[4] for one in runs], attempts=[one[5] for one in runs],
+                delays=[0.0] * len(runs),
+            )  # fmt: skip
+            await self._order(tx, runs)
+        return len(runs)
+
+    async def expire(self, tx: Tx) -> int:
+        """Void scopes that were not approved in time, with a statement each; how many."""
+        at = self._clock()
+        rows = await tx.fetch("dispatch_expired", at=at)
+        entries = []
+        for sweep_id, digest in rows:
+            predicate = statement.ScopeVoid(
+                sweep=str(sweep_id), scope=digest.hex(), reason="approval-expired", at=statement.instant(at)
+            )
+            payload = statement.payload(predicate, {"scope": digest.hex()})
+            entries.append((predicate.type, self._signer.sign(payload, statement.PAYLOAD_TYPE)))
+            await tx.execute("dispatch_void", sweep_id=sweep_id)
+        await log(tx, entries)
+        return len(rows)
+
+    async def _kinds(self, tx: Tx, sweep_ids: Sequence[UUID]) -> dict[UUID, list[Mapping[str, Any]]]:
+        rows = await tx.fetch("dispatch_trees", ids=sorted(set(sweep_ids)))
+        return {row[0]: _trees(row[1]) for row in rows}
+
+    async def _order(
+        self, tx: Tx, runs: Sequence[Run], kinds: Mapping[UUID, Sequence[Mapping[str, Any]]] | None = None
+    ) -> None:  # fmt: skip
+        if not runs:
+            return
+        kinds = kinds or await self._kinds(tx, [run[0] for run in runs])
+        by_topic: dict[Topic, list[events.Event]] = {}
+        for sweep_id, tree, first, end, step, attempt in runs:
+            topic = topic_of_work(Step(step), Kind(kinds[sweep_id][tree]["kind"]))
+            by_topic.setdefault(topic, []).append(
+                events.WorkOrdered(
+                    step=Step(step), sweep_id=str(sweep_id), tree=tree, first_chunk=first, end_chunk=end, attempt=attempt
+                )
+            )
+        for topic, ordered in by_topic.items():
+            await emit(tx, WORKER, ordered, topic=topic)
+
+
+def topic_of_work(step: Step, kind: Kind) -> Topic:
+    """Which worker does this step for artifacts of this kind."""
+    if step in {Step.PRESENCE, Step.ABSENCE}:
+        return topics.RESCAN
+    return topics.INVALIDATE if kind is Kind.EMBEDDING else topics.PURGE
+
+
+def _run(event: events.WorkDone) -> Run:
+    return (UUID(event.sweep_id), event.tree, event.first_chunk, event.end_chunk, event.step, event.attempt)
+
+
+def _trees(value: Any) -> list[Mapping[str, Any]]:  # noqa: ANN401 - jsonb, decoded or not
+    return json.loads(value) if isinstance(value, str | bytes) else value  # type: ignore[no-any-return]

@@ -1,0 +1,124 @@
+"""Prove: statements that are rows become log entries under a published checkpoint.
+
+1. read what the rows hold beyond the last checkpoint, 2. record the new size and root and commit, 3. write tiles and sign
+the checkpoint (fsync), 4. record the note, and announce what it covers. Signing follows the commit of (size, root), and
+tiles derive from rows that never change, so a paused appender that wakes up can only write the same bytes again.
+Spec: C2SP tlog-tiles, tlog-checkpoint.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from expunge.domain import events, tiles
+from expunge.domain.dsse import SigningKey
+from expunge.domain.errors import Tampered
+from expunge.domain.merkle import HASH_BYTES, Frontier
+from expunge.domain.note import Checkpoint, sign_checkpoint
+from expunge.ports import Clock, Ledger, TileStore, Tx
+from expunge.record import emit
+
+WORKER: Final = "coordinate"
+PER_EVENT: Final = 256
+"""Statements named in one ProofSealed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What one checkpoint newly covers: log entries [first, size)."""
+
+    first: int
+    size: int
+    root: bytes
+    note: bytes
+    statements: tuple[events.SealedStatement, ...]
+
+
+class Prove:
+    """The log's appender. `origin`: the log's name (C2SP: a schema-less URL), also its key name."""
+
+    def __init__(
+        self, *, ledger: Ledger, store: TileStore, key: SigningKey, origin: str, clock: Clock
+    ) -> None:  # fmt: skip
+        self._ledger = ledger
+        self._store = store
+        self._key = key
+        self._origin = origin
+        self._clock = clock
+        self._frontier = Frontier()
+
+    async def publish(self) -> Published | None:
+        """Steps 1 to 3: publish a checkpoint over all committed rows, if there are new ones. Idempotent.
+
+        Raises `Tampered` when rows and an earlier checkpoint disagree, as after restoring an old database.
+        """
+        async with self._ledger.transaction() as tx:
+            ((locked,),) = await tx.fetch("prove_lock")
+            ((next_index, signed, intended),) = await tx.fetch("prove_state")
+            size = intended if intended > signed else next_index
+            if not locked or size == signed:
+                return None
+            await self._catch_up(tx, signed)
+            rows = await tx.fetch("prove_entries", first=signed, end=size)
+            if len(rows) != size - signed:
+                raise Tampered("log", f"expected {size - signed} rows from {signed} on, got {len(rows)}")
+            frontier = Frontier(self._frontier.size, self._frontier.hashes)
+            for row in rows:
+                frontier.append(row[1])
+            await tx.execute("prove_intend", size=size, root=frontier.root())
+            ((root,),) = await tx.fetch("prove_root", size=size)
+            if root != frontier.root():
+                raise Tampered("log", f"expected the root recorded for size {size}, got another from the rows")
+        note = sign_checkpoint(Checkpoint(self._origin, size, root), self._key, self._origin)
+        await asyncio.to_thread(self._write, signed, rows, note)
+        self._frontier = frontier
+        statements = tuple(
+            events.SealedStatement(index=index, leaf_hash=leaf_hash.hex(), predicate=predicate)
+            for index, leaf_hash, predicate, _entry in rows
+        )
+        return Published(signed, size, root, note, statements)
+
+    async def record(self, published: Published, tx: Tx) -> None:
+        """Step 4: record the note and announce the statements, in the caller's transaction."""
+        await tx.execute("prove_signed", size=published.size, note=published.note)
+        sealed = [
+            events.ProofSealed(
+                origin=self._origin, size=published.size, statements=published.statements[at : at + PER_EVENT]
+            )
+            for at in range(0, len(published.statements), PER_EVENT)
+        ]
+        await emit(tx, WORKER, sealed, at=self._clock())
+
+    async def _catch_up(self, tx: Tx, size: int) -> None:
+        """Bring the remembered right edge to `size` leaves, from rows."""
+        if self._frontier.size > size:
+            self._frontier = Frontier()
+        if self._frontier.size < size:
+            ((flat,),) = await tx.fetch("prove_hashes", first=self._frontier.size, end=size)
+            for at in range(0, len(flat or b""), HASH_BYTES):
+                self._frontier.append(flat[at : at + HASH_BYTES])
+        if self._frontier.size != size:
+            raise Tampered("log", f"expected rows of {size} entries, got {self._frontier.size}")
+
+    def _write(self, old: int, rows: Sequence[tuple[Any, ...]], note: bytes) -> None:
+        def fetch(path: str) -> bytes:
+            try:
+                return self._store.read(path)
+            except FileNotFoundError as error:
+                raise LookupError(path) from error
+
+        size = old + len(rows)
+        files = dict(tiles.extend(old, b"".join(row[1] for row in rows), fetch))
+        for bundle in tiles.new_bundles(old, size):
+            kept: list[bytes] = []
+            if bundle.start < old:
+                before = tiles.Bundle(bundle.index, old - bundle.start)
+                kept = tiles.parse_bundle(fetch(before.path), before.width)
+            added = [row[3] for row in rows[max(bundle.start - old, 0) : bundle.end - old]]
+            files[bundle.path] = tiles.bundle_bytes([*kept, *added])
+        self._store.write(files)
+        # Tiles are durable before the checkpoint that promises them.
+        self._store.write({"checkpoint": note})

@@ -1,0 +1,415 @@
+"""Rescan: what is there before anything is touched, and what is there after, read from the stores and not our tables.
+
+It has a key of its own and readers only. Evidence is two-sided: a byte window counts for absence only if the unit's files
+held it before. Windows are cut from a sample that follows from the checkpoint that published the scope.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Final
+from uuid import UUID
+
+import numpy as np
+import structlog
+
+from expunge.chunks import orders as work_orders
+from expunge.chunks.orders import Claim, Finding, Inbox, Past, Recorded, Refusal, Row, merged, unfinished, verified
+from expunge.chunks.units import Doing, UnitWork, around_hostile, call_all, gather
+from expunge.domain import dsse, needles, statement
+from expunge.domain.errors import Misconfigured, Rejected, Retryable
+from expunge.domain.events import AbsenceVerified, PresenceRecorded, ResidueFound, WorkOrdered
+from expunge.domain.limits import CHUNK_LEAVES
+from expunge.domain.needles import Needle
+from expunge.domain.words import FINAL_ABSENT, Level, Outcome, Role, Step
+from expunge.record import emit
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from expunge.chunks.erasing import Task
+    from expunge.chunks.scopes import Scopes
+    from expunge.ports import Clock, Delivery, Ledger, Refused, SealedStore, Signer, StoreReader, Tx
+    from expunge.tasks import Commit
+
+WORKER: Final = "rescan"
+SAMPLE: Final = 8
+"""Artifacts of each chunk whose bytes are looked for."""
+INLINE_LEAVES: Final = 131_072
+"""Leaves examined in one batch of events; the rest becomes tasks."""
+
+_UNREADABLE: Final = 2
+"""Beside absent (0) and present (1): the store refuses the very name."""
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """What a batch came to."""
+
+    inbox: Inbox
+    rows: list[Row] = field(default_factory=list)
+    done: list[Recorded] = field(default_factory=list)
+    refusals: list[Refusal] = field(default_factory=list)
+    later: list[WorkOrdered] = field(default_factory=list)
+
+
+class Rescan:
+    """Handler of `expunge.rescan`, and of its task kind. `max_attempts`: residue in the last attempt is FAILED.
+
+    `sealed` takes the needle files. A reader that could erase is refused: the rescanner's word is worth something only
+    because it cannot make itself right.
+    """
+
+    dedupe = False  # outcome rows know repeats, and a repeat is answered from them
+    task_kind: Final = WORKER
+
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        scopes: Scopes,
+        sealed: SealedStore,
+        readers: Mapping[str, StoreReader],
+        signer: Signer,
+        clock: Clock,
+        max_attempts: int,
+        sample: int = SAMPLE,
+        inline_leaves: int = INLINE_LEAVES,
+        threads: int = 2,
+    ) -> None:
+        if able := sorted(name for name, reader in readers.items() if hasattr(reader, "erase") or hasattr(reader, "hide")):
+            raise Misconfigured(f"expected readers without erase and hide, got stores: {able}")
+        if signer.role is not Role.RESCANNER:
+            raise Misconfigured(f"expected a key of role {Role.RESCANNER}, got {signer.role}")
+        self._ledger = ledger
+        self._scopes = scopes
+        self._sealed = sealed
+        self._readers = readers
+        self._signer = signer
+        self._clock = clock
+        self._max_attempts = max_attempts
+        self._sample = sample
+        self._inline_leaves = inline_leaves
+        self._threads = threads
+
+    async def act(self, deliveries: Sequence[Delivery]) -> Examined:
+        """Look."""
+        inbox = Inbox(deliveries)
+        return await self._examine(inbox, inbox.orders, self._inline_leaves)
+
+    async def commit(self, acted: Examined, tx: Tx) -> list[Refused]:
+        """Record what was seen, and say so."""
+        await work_orders.put(tx, acted.rows)
+        await work_orders.defer(tx, self.task_kind, acted.later)
+        await emit(tx, WORKER, [_said(one) for one in acted.done], at=self._clock())
+        return acted.inbox.refused(acted.refusals)
+
+    async def task(self, lease: Task) -> Commit:
+        """An order that was left for later."""
+        order = WorkOrdered.model_validate_json(json.dumps(lease.input))
+        examined = await self._examine(Inbox(()), [order], None)
+        if examined.later or any(one.later for one in examined.refusals):
+            raise Retryable("the store could not be read")
+        return partial(self._finish, examined)
+
+    async def _finish(self, examined: Examined, tx: Tx) -> None:
+        await self.commit(examined, tx)
+
+    async def _examine(self, inbox: Inbox, ordered: Sequence[WorkOrdered], bound: int | None) -> Examined:
+        """Examine a batch.
+
+        1. claim: what was done before is answered from its rows; what exceeds the bound is for later
+        2. read the runs from the sealed scope files
+        3. probe, once per unit
+        4. presence: cut needles of the sample, count them in the unit's files, seal them
+           absence: open the needles, count them again
+        5. sign
+        """
+        examined = Examined(inbox)
+        wrong = [order for order in ordered if order.step not in {Step.PRESENCE, Step.ABSENCE}]
+        examined.refusals.extend(Refusal(order, "wrong-step") for order in wrong)
+        async with self._ledger.transaction() as tx:
+            found = await work_orders.claim(tx, [order for order in ordered if order not in wrong], effects=False)
+            claims = self._within(found.claims, bound, examined)
+            roots = await _checkpoints(tx, claims)
+        examined.done.extend(found.recorded)
+        examined.refusals.extend(found.refusals)
+        doings = await asyncio.to_thread(self._read, claims, examined)
+        before = [doing for doing in doings if doing.order.step is Step.PRESENCE]
+        after = [doing for doing in doings if doing.order.step is Step.ABSENCE]
+        if before:
+            await self._presence(before, roots)
+        if after:
+            await self._absence(after)
+        at = self._clock()
+        for doing in doings:
+            if doing.later is None:
+                examined.rows.extend(await asyncio.to_thread(doing.rows, self._signer, at))
+                examined.done.append(Recorded(doing.order, doing.told()))
+            else:
+                log.info("order left for later", action="defer", reason=doing.later, sweep=doing.order.sweep_id)
+                examined.later.append(doing.order)
+        return examined
+
+    def _within(self, claims: list[Claim], bound: int | None, examined: Examined) -> list[Claim]:
+        inline, leaves = [], 0
+        for claim in claims:
+            leaves += (claim.order.end_chunk - claim.order.first_chunk) * CHUNK_LEAVES
+            if bound is None or leaves <= bound:
+                inline.append(claim)
+            else:
+                examined.later.append(claim.order)
+        return inline
+
+    def _read(self, claims: Iterable[Claim], examined: Examined) -> list[Doing]:
+        doings = []
+        for claim in claims:
+            try:
+                doing = Doing(claim, self._scopes.open(claim.sweep))
+            except Rejected as refused:
+                examined.refusals.append(Refusal(claim.order, refused.code))
+                continue
+            if doing.store in self._readers:
+                doings.append(doing)
+            else:
+                log.error("order for a store that this worker cannot read", action="park", store=doing.store)
+                examined.refusals.append(Refusal(claim.order, "unknown-store", later=True))
+        return doings
+
+    # --- before
+
+    async def _presence(self, doings: list[Doing], roots: Mapping[UUID, bytes]) -> None:
+        seen = await self._probe(doings, {doing: doing.cover for doing in doings})
+        sampled: dict[Doing, NDArray[np.bool_]] = {}
+        for doing in doings:
+            overlap = np.zeros(len(doing.cover), np.bool_)
+            indices = doing.scope.overlaps(doing.order.tree).astype(np.int64) - doing.run.start
+            overlap[indices[(indices >= 0) & (indices < len(overlap))]] = True
+            absent = np.where(overlap, np.uint8(Outcome.GONE_EARLIER), np.uint8(Outcome.ABSENT_BEFORE))
+            told = (absent, np.uint8(Outcome.PRESENT), np.uint8(Outcome.FAILED))
+            doing.outcomes = np.choose(seen[doing], told).astype(np.uint8)
+            if doing.later is None and self._scans(doing):
+                root = roots.get(doing.claim.sweep.sweep_id)
+                if root is None:
+                    doing.later = "no-checkpoint"
+                else:
+                    sampled[doing] = self._drawn(doing, root) & (doing.outcomes == Outcome.PRESENT)
+        cut = await self._cut(sampled)
+        for doing in sampled:
+            if doing.later is None:
+                cut[doing] = await asyncio.to_thread(self._keep, doing, cut[doing])
+        for doing in doings:
+            leaves = {needle.index for needle in cut.get(doing, ())}
+            for chunk in range(len(doing.findings)):
+                first = doing.run.start + chunk * CHUNK_LEAVES
+                count = sum(first <= leaf < first + CHUNK_LEAVES for leaf in leaves)
+                doing.found(chunk, Finding(Level.ACKNOWLEDGED, "probe+scan" if count else "probe", (), count))
+
+    def _drawn(self, doing: Doing, root: bytes) -> NDArray[np.bool_]:
+        mask = np.zeros(len(doing.cover), np.bool_)
+        order, sweep = doing.order, doing.claim.sweep.sweep_id
+        for chunk in range(order.first_chunk, order.end_chunk):
+            place = doing.run.positions(chunk)
+            drawn = needles.sample(
+                root, sweep, tree=order.tree, chunk=chunk, leaves=place.stop - place.start, count=self._sample
+            )
+            mask[np.array(drawn, np.intp) + place.start] = True
+        return mask
+
+    async def _cut(self, sampled: Mapping[Doing, NDArray[np.bool_]]) -> dict[Doing, list[Needle]]:
+        """Needles of the sampled leaves that the unit's own files hold."""
+        works = gather(sampled, lambda doing: sampled[doing])
+        held: dict[tuple[str, str], dict[str, list[tuple[bytes, int]]]] = {}
+
+        def cut(work: UnitWork) -> None:
+            reader, locators = self._readers[work.store], work.locators()
+            cuts = reader.needles(work.unit, locators)
+            every = list(dict.fromkeys(window for one in cuts for window in one))
+            counts = dict(zip(every, reader.scan(work.unit, every), strict=True)) if every else {}
+            held[work.store, work.unit] = {
+                locator: [(window, counts[window]) for window in one if counts[window]]
+                for locator, one in zip(locators, cuts, strict=True)
+            }
+
+        await call_all(works, cut, self._threads)
+        found: dict[Doing, list[Needle]] = {doing: [] for doing in sampled}
+        for work in works:
+            for part in work.parts:
+                if isinstance(work.trouble, Retryable):
+                    part.doing.later = "store-unreachable"
+                here = held.get((work.store, work.unit), {})
+                leaves = np.arange(len(part.doing.cover))[part.at] + part.doing.run.start
+                found[part.doing] += [
+                    Needle(leaf, count, window)
+                    for leaf, locator in zip(leaves.tolist(), part.locators, strict=True)
+                    for window, count in here.get(locator, ())
+                ]
+        return found
+
+    def _keep(self, doing: Doing, cut: list[Needle]) -> list[Needle]:
+        """Seal needles. What an earlier run kept before it crashed stands."""
+        name = _file_of(doing)
+        try:
+            self._sealed.write(name, [needles.seal(doing.scope.key, name, cut)])
+        except FileExistsError:
+            return self._kept(doing)
+        return cut
+
+    def _kept(self, doing: Doing) -> list[Needle]:
+        name = _file_of(doing)
+        try:
+            sealed = bytes(self._sealed.open(name))
+        except FileNotFoundError:
+            return []
+        return needles.unseal(doing.scope.key, name, sealed)
+
+    def _scans(self, doing: Doing) -> bool:
+        return self._readers[doing.store].capabilities.max_level >= Level.FILE_ABSENT
+
+    # --- after
+
+    async def _absence(self, doings: list[Doing]) -> None:
+        stands = {doing: doing.stands() for doing in doings}
+        seen = await self._probe(doings, {doing: doing.cover & (stands[doing] != Outcome.EXCLUDED) for doing in doings})
+        for doing in doings:
+            told = verified(seen[doing] == 1, doing.presence, stands[doing])
+            unreadable = doing.cover & (seen[doing] == _UNREADABLE)
+            doing.outcomes = np.where(unreadable, np.uint8(Outcome.FAILED), told).astype(np.uint8)
+        looked = await self._look_again([doing for doing in doings if doing.later is None])
+        for doing in doings:
+            self._settle(doing, *looked.get(doing, (set(), set(), set())))
+
+    async def _look_again(self, doings: Sequence[Doing]) -> dict[Doing, tuple[set[int], set[int], set[int]]]:
+        """Positions of leaves whose needles were looked for, of those that were found, and of those in units that could
+        not be scanned."""
+        kept = {doing: await asyncio.to_thread(self._kept, doing) for doing in doings if self._scans(doing)}
+        asked: dict[Doing, dict[int, list[bytes]]] = {}
+        for doing, cut in kept.items():
+            gone = np.isin(_final(doing), list(FINAL_ABSENT))
+            windows: dict[int, list[bytes]] = {}
+            for needle in cut:
+                if gone[needle.index - doing.run.start]:
+                    windows.setdefault(needle.index - doing.run.start, []).append(needle.window)
+            asked[doing] = windows
+        works = gather(asked, lambda doing: _mask(asked[doing], len(doing.cover)))
+        counts: dict[tuple[str, str], dict[bytes, int]] = {}
+
+        def scan(work: UnitWork) -> None:
+            every = dict.fromkeys(
+                window for part in work.parts for leaf in _leaves(part.at) for window in asked[part.doing].get(leaf, ())
+            )
+            found = self._readers[work.store].scan(work.unit, list(every))
+            counts[work.store, work.unit] = dict(zip(every, found, strict=True))
+
+        await call_all(works, scan, self._threads)
+        looked: dict[Doing, tuple[set[int], set[int], set[int]]] = {doing: (set(), set(), set()) for doing in asked}
+        for work in works:
+            for part in work.parts:
+                scanned, hit, missed = looked[part.doing]
+                leaves = [leaf for leaf in _leaves(part.at) if leaf in asked[part.doing]]
+                if work.trouble is not None:
+                    missed.update(leaves)
+                    if isinstance(work.trouble, Retryable):
+                        part.doing.later = "store-unreachable"
+                    continue
+                here = counts[work.store, work.unit]
+                scanned.update(leaves)
+                hit.update(leaf for leaf in leaves if any(here[window] for window in asked[part.doing][leaf]))
+        return looked
+
+    def _settle(self, doing: Doing, scanned: set[int], hit: set[int], missed: set[int]) -> None:
+        """Outcomes and findings, from what the probe and the scan showed."""
+        attempt, outcomes = doing.order.attempt, doing.outcomes
+        outcomes[sorted(leaf for leaf in hit if doing.cover[leaf])] = Outcome.PRESENT
+        if attempt:  # in a later attempt, open would read as not covered
+            outcomes[outcomes == Outcome.OPEN] = Outcome.PRESENT
+        if attempt + 1 >= self._max_attempts:
+            outcomes[(outcomes == Outcome.PRESENT) | (outcomes == Outcome.OPEN)] = Outcome.FAILED
+        highest = self._readers[doing.store].capabilities.max_level
+        for chunk in range(len(doing.findings)):
+            here = range(chunk * CHUNK_LEAVES, (chunk + 1) * CHUNK_LEAVES)
+            count = sum(leaf in here for leaf in scanned)
+            clean = count and not any(leaf in here for leaf in hit | missed)
+            level, residue = _of_executor(doing.claim.past.get(doing.order.first_chunk + chunk, ()))
+            reached = min(Level.FILE_ABSENT if clean else Level.UNREACHABLE, highest, level)
+            doing.found(chunk, Finding(reached, "probe+scan" if count else "probe", residue, count))
+
+    # --- both
+
+    async def _probe(
+        self, doings: Sequence[Doing], wanted: Mapping[Doing, NDArray[np.bool_]]
+    ) -> dict[Doing, NDArray[np.uint8]]:
+        """Per leaf: 1 where the store shows it, 0 where not, or where it was not asked for."""
+        works = gather(doings, lambda doing: wanted[doing])
+
+        def probe(work: UnitWork) -> None:
+            reader, locators = self._readers[work.store], work.locators()
+            said = around_hostile(locators, lambda some: reader.probe(work.unit, some).astype(np.uint8), _UNREADABLE)
+            work.spread(locators, said)
+
+        await call_all(works, probe, self._threads)
+        seen = {doing: np.zeros(len(doing.cover), np.uint8) for doing in doings}
+        for work in works:
+            for n, part in enumerate(work.parts):
+                if isinstance(work.trouble, Retryable):
+                    part.doing.later = "store-unreachable"
+                elif work.trouble is not None:
+                    seen[part.doing][part.at] = _UNREADABLE
+                else:
+                    seen[part.doing][part.at] = work.said[n]
+        return seen
+
+
+async def _checkpoints(tx: Tx, claims: Iterable[Claim]) -> dict[UUID, bytes]:
+    sweeps = {claim.sweep.sweep_id: claim.sweep for claim in claims if claim.order.step is Step.PRESENCE}
+    if not sweeps:
+        return {}
+    rows = await tx.fetch(
+        "rescan_checkpoints", sweeps=list(sweeps), indices=[sweep.scope_index for sweep in sweeps.values()]
+    )
+    return {sweep_id: root for sweep_id, root in rows if root is not None}
+
+
+def _file_of(doing: Doing) -> str:
+    return f"{doing.order.sweep_id}.{doing.order.tree}.{doing.order.first_chunk}.needles"
+
+
+def _final(doing: Doing) -> NDArray[np.uint8]:
+    """The outcome of every leaf: of this attempt where it covers the leaf, else of the last that did."""
+    before = doing.joined(lambda past, n: merged(past, Step.ABSENCE, n))
+    return np.where(doing.cover, doing.outcomes, before).astype(np.uint8)
+
+
+def _mask(leaves: Iterable[int], count: int) -> NDArray[np.bool_]:
+    mask = np.zeros(count, np.bool_)
+    mask[list(leaves)] = True
+    return mask
+
+
+def _leaves(at: slice | NDArray[np.intp]) -> Sequence[int]:
+    return range(at.start, at.stop) if isinstance(at, slice) else at.tolist()
+
+
+def _of_executor(past: Iterable[Past]) -> tuple[Level, tuple[str, ...]]:
+    """How far the executor says it came in a chunk, and what it says may remain."""
+    level, residue = Level.MEDIA, set[str]()
+    for one in past:
+        if one.step is Step.ERASE and one.envelope is not None:
+            said = statement.parse(dsse.parse(one.envelope).payload).predicate
+            if isinstance(said, statement.Chunk) and said.method != work_orders.NOTHING_DONE.method:
+                level = min(level, said.level)
+                residue.update(said.residue)
+    return level, tuple(sorted(residue))
+
+
+def _said(one: Recorded) -> PresenceRecorded | AbsenceVerified | ResidueFound:
+    refs = one.order.model_dump(exclude={"type"})
+    if one.order.step is Step.PRESENCE:
+        return PresenceRecorded.model_validate(refs)
+    return (ResidueFound if unfinished(one.outcomes) else AbsenceVerified).model_validate(refs)

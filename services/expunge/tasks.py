@@ -1,0 +1,171 @@
+"""Tasks: work that can exceed what a handler may do at once, run beside the agent from Postgres rows.
+
+A task is leased with a fencing token, renewed while it runs, resumed from its cursor after a crash, and finished in one
+transaction that also holds what it leads to (rows, outbox). It runs at least once; only who holds the last token can
+save or finish.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+import structlog
+
+from expunge.domain.errors import ExpungeError, FencedOff, Retryable
+
+if TYPE_CHECKING:
+    from expunge.ports import Ledger, Tx
+
+LEASE_SECONDS: Final = 60.0
+POLL_SECONDS: Final = 0.5
+LONGEST_WAIT_SECONDS: Final = 300.0
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class Lease:
+    """A leased task row (mutable: `cursor` follows what was saved). `attempts`: leases since it last made progress."""
+
+    ledger: Ledger
+    task_id: int
+    kind: str
+    key: str
+    input: dict[str, object]
+    cursor: dict[str, object]
+    token: int
+    attempts: int
+
+    async def save(self, cursor: dict[str, object]) -> None:
+        """Keep progress. Raises `FencedOff` when the lease is another's by now."""
+        async with self.ledger.transaction() as tx:
+            await self._fenced(tx, "task_save", cursor=json.dumps(cursor))
+        self.cursor = cursor
+
+    async def renew(self, seconds: float) -> None:
+        """Hold it for `seconds` more. Raises `FencedOff` as `save` does."""
+        async with self.ledger.transaction() as tx:
+            await self._fenced(tx, "task_renew", seconds=seconds)
+
+    async def finish(self, tx: Tx) -> None:
+        """Mark it done, in the transaction that holds what it leads to. Raises `FencedOff` as `save` does."""
+        await self._fenced(tx, "task_finish")
+
+    async def later(self, seconds: float) -> None:
+        """Give it up for now."""
+        async with self.ledger.transaction() as tx:
+            await self._fenced(tx, "task_later", seconds=seconds)
+
+    async def _fenced(self, tx: Tx, query: str, **parameters: object) -> None:
+        if not await tx.execute(query, task_id=self.task_id, token=self.token, **parameters):
+            raise FencedOff
+
+
+Commit: TypeAlias = Callable[["Tx"], Awaitable[None]]
+"""What a task leads to, written in its final transaction."""
+Work: TypeAlias = Callable[[Lease], Awaitable[Commit]]
+"""One kind of task. `Retryable` leaves it for later; any other error too, and is logged as the fault it is."""
+
+
+async def run_tasks(
+    *,
+    ledger: Ledger,
+    kinds: Mapping[str, Work],
+    stop: asyncio.Event,
+    finished: Callable[[], Awaitable[None]] | None = None,
+    lease_seconds: float = LEASE_SECONDS,
+    poll_seconds: float = POLL_SECONDS,
+) -> None:
+    """Run tasks of these kinds, one after another, until `stop` is set (then the one under way is given back).
+
+    `finished` is called after each commit: publish the outbox there.
+    """
+    while not stop.is_set():
+        try:
+            ran = await run_one(ledger=ledger, kinds=kinds, stop=stop, lease_seconds=lease_seconds)
+        except Retryable:
+            ran = False
+            log.warning("tasks could not be leased this time", action="lease")
+        if ran and finished is not None:
+            await finished()
+        if not ran:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), poll_seconds)
+
+
+async def run_one(
+    *, ledger: Ledger, kinds: Mapping[str, Work], stop: asyncio.Event, lease_seconds: float = LEASE_SECONDS
+) -> bool:
+    """Lease and run one task that is due; whether there was one."""
+    async with ledger.transaction() as tx:
+        rows = await tx.fetch("task_lease", kinds=list(kinds), seconds=lease_seconds)
+    if not rows:
+        return False
+    lease = Lease(ledger, *rows[0])
+    try:
+        async with _kept_alive(lease, lease_seconds, stop):
+            commit = await kinds[lease.kind](lease)
+            async with ledger.transaction() as tx:
+                await lease.finish(tx)
+                await commit(tx)
+        log.info("task done", action="finish", task=lease.task_id, kind=lease.kind)
+    except FencedOff:
+        log.warning("task taken over by another worker", action="fence", task=lease.task_id, kind=lease.kind)
+    except Retryable as error:
+        await _give_back(lease, str(error))
+    except asyncio.CancelledError:
+        await lease.later(0)
+        raise
+    except Exception as error:
+        # Parked, not dropped: the row stays, its age is watched, and the next worker version may well do it.
+        detail = str(error) if isinstance(error, ExpungeError) else type(error).__name__
+        log.exception("task failed", action="fail", task=lease.task_id, kind=lease.kind, reason=detail)
+        await _give_back(lease, detail)
+    return True
+
+
+async def _give_back(lease: Lease, reason: str) -> None:
+    wait = min(LONGEST_WAIT_SECONDS, 2.0 ** min(lease.attempts, 16)) * random.uniform(0.5, 1)  # noqa: S311 - jitter
+    log.info("task left for later", action="defer", task=lease.task_id, kind=lease.kind, reason=reason)
+    with suppress(FencedOff):
+        await lease.later(wait)
+
+
+@asynccontextmanager
+async def _kept_alive(lease: Lease, seconds: float, stop: asyncio.Event) -> AsyncIterator[None]:
+    """Renew while the body runs. A lost lease, or `stop`, ends the body: `FencedOff` or `Retryable`."""
+    body = asyncio.current_task()
+    ended: list[Exception] = []
+
+    async def beat() -> None:
+        while True:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), seconds / 3)
+                ended.append(Retryable("the worker stops"))
+            if not ended:
+                try:
+                    await lease.renew(seconds)
+                except FencedOff as error:
+                    ended.append(error)
+                except Retryable:
+                    continue  # it may still be ours at the next beat; the token decides
+            if ended and body is not None:
+                body.cancel()
+                return
+
+    heart = asyncio.create_task(beat())
+    try:
+        yield
+    except asyncio.CancelledError:
+        if ended and body is not None and body.uncancel() == 0:
+            raise ended[0] from None
+        raise
+    finally:
+        heart.cancel()
+        await asyncio.gather(heart, return_exceptions=True)

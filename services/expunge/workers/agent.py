@@ -1,0 +1,104 @@
+"""The only file that imports Faust, and the only one that acknowledges.
+
+One safe shape: `stream.noack().noack_take(N, within=t)`, concurrency 1, CrashingSupervisor, acknowledged after the
+database has everything. Each of the usual alternatives loses events (exceptions in `take`, `concurrency`, `group_by`,
+`exactly_once`): do not add one. A batch that raises ends the process before any acknowledgement; the restart repeats it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import faust
+from faust.types import StreamT
+
+from expunge import metrics
+from expunge.workers.delivery import DeliveryHost, Record
+
+TAKE: Final = 512
+"""Most events in a batch. Work in a batch is bounded by the handlers, by cost."""
+
+WITHIN_SECONDS: Final = 0.02
+"""How long a batch waits for company."""
+
+SHUTDOWN_SECONDS: Final = 8.0
+
+Background = Callable[[], Awaitable[None]]
+
+
+def build_app(
+    host: DeliveryHost, *, bootstrap: str, instance: str, directory: Path, start: Background, background: Sequence[Background]
+) -> faust.App:  # fmt: skip
+    """A Faust app that feeds `host`. `instance`: unique and stable per replica (static membership). `start` runs before
+    the first batch; `background` runs beside the agents until shutdown."""
+    directory.mkdir(parents=True, exist_ok=True)  # Faust makes its own folder, but not the parents
+    app = faust.App(
+        f"expunge-{host.worker}",
+        broker=f"kafka://{bootstrap}",
+        value_serializer="raw",
+        processing_guarantee="at_least_once",
+        agent_supervisor="mode.CrashingSupervisor",
+        consumer_auto_offset_reset="earliest",
+        consumer_group_instance_id=instance,
+        broker_session_timeout=10.0,
+        broker_heartbeat_interval=3.0,
+        broker_max_poll_records=TAKE,
+        broker_commit_interval=1.0,
+        broker_request_timeout=30.0,
+        stream_wait_empty=False,  # safe only because nothing is acknowledged but by us
+        stream_buffer_maxsize=TAKE * 2,
+        topic_allow_declare=False,
+        topic_disable_leader=True,
+        web_enabled=False,
+        datadir=str(directory / "faust"),
+    )
+    ready = asyncio.Event()
+
+    @app.task
+    async def prepare() -> None:
+        await start()
+        ready.set()
+
+    for task in background:
+
+        @app.task
+        async def run(task: Background = task) -> None:
+            await ready.wait()
+            await task()
+
+    for topic in host.topics:
+        _agent(app, host, topic, ready)
+    return app
+
+
+def _agent(app: faust.App, host: DeliveryHost, topic: str, ready: asyncio.Event) -> None:
+    @app.agent(app.topic(topic, key_type=bytes, value_type=bytes), name=f"{host.worker}-{topic}")
+    async def consume(stream: StreamT[bytes]) -> None:
+        await ready.wait()
+        async for batch in stream.noack().noack_take(TAKE, within=WITHIN_SECONDS):
+            await host.process(topic, [_record(event.message) for event in batch])
+            for event in batch:
+                await stream.ack(event)
+            metrics.BATCHES.labels(host.worker).inc()
+
+
+def _record(message: Any) -> Record:  # noqa: ANN401 - Faust's message is untyped
+    headers = message.headers or []
+    pairs = list(headers.items()) if isinstance(headers, dict) else list(headers)
+    return Record(message.topic, message.partition, message.offset, message.key, message.value, pairs)
+
+
+def committed_offsets(app: faust.App) -> dict[tuple[str, int], int]:
+    """What Kafka holds committed for this worker, as far as Faust knows."""
+    consumer = getattr(app, "consumer", None)
+    known = getattr(consumer, "_committed_offset", None) or {}
+    return {(tp.topic, tp.partition): offset for tp, offset in known.items() if offset is not None}
+
+
+def run(app: faust.App, *, loglevel: str = "warn") -> None:
+    """Run until SIGTERM or SIGINT; exits the process: 0 after a clean stop, 1 after a crash."""
+    worker = faust.Worker(app, loglevel=loglevel, redirect_stdouts=False, quiet=True)
+    worker.execute_from_commandline()

@@ -1,0 +1,402 @@
+"""What is done around every batch, whichever host took it from Kafka.
+
+1. decode; what cannot be read goes to the dead letter, 2. drop what was applied before, queue what must wait behind a
+parked event of its scope, 3. let the handlers act, 4. in one transaction: dedupe ids, what the handlers record, parked
+and dead events, outgoing events, input offsets, 5. publish the outbox. Acknowledging is the host's, after all of it.
+
+Nothing is lost: every message is applied, parked in `retry`, or in `dead_letter` with its bytes sealed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Final
+from uuid import UUID
+
+import structlog
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+
+from expunge import metrics
+from expunge.domain import canonical, events, topics
+from expunge.domain.cloudevents import CloudEvent, from_kafka
+from expunge.domain.errors import FencedOff, Rejected, Retryable
+from expunge.ports import Broker, Clock, Delivery, Handler, Ledger, Outgoing, Refused, Tx
+from expunge.record import emit, pack_headers, unpack_headers
+
+ATTEMPTS: Final = 8
+"""Tries of a parked event before it is dead: 0.25 s x 4^n with jitter, at most 15 minutes apart."""
+
+CRASHES: Final = 3
+"""A message that was in flight when its worker died this often is quarantined."""
+
+OUTBOX_BATCH: Final = 500
+LEFT_BEHIND_SECONDS: Final = 10.0
+"""Outbox rows this old were left by a crash: any worker's relay publishes them."""
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One Kafka record as it came."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes | None]]
+
+    def packed(self) -> bytes:
+        """All of it in one byte string, to be sealed."""
+        headers = [(name, value or b"") for name, value in self.headers]
+        return canonical.dumps(
+            {
+                "key": canonical.base64_encode(self.key) if self.key is not None else None,
+                "value": canonical.base64_encode(self.value or b""),
+                "headers": canonical.base64_encode(pack_headers(headers)),
+            }
+        )
+
+    @classmethod
+    def unpacked(cls, topic: str, partition: int, offset: int, packed: bytes) -> Record:
+        """The inverse of `packed`."""
+        read: Any = canonical.loads(packed)
+        key = canonical.base64_decode(read["key"]) if read["key"] is not None else None
+        headers = unpack_headers(canonical.base64_decode(read["headers"]))
+        return cls(topic, partition, offset, key, canonical.base64_decode(read["value"]), list(headers))
+
+
+class Parking:
+    """Seals messages that wait or were given up. `key`: 32 bytes, from the key store, not from Postgres."""
+
+    def __init__(self, key: bytes) -> None:
+        self._cipher = ChaCha20Poly1305(key)
+
+    def seal(self, record: Record) -> bytes:
+        """Nonce (12 bytes) and ciphertext."""
+        nonce = os.urandom(12)
+        return nonce + self._cipher.encrypt(nonce, record.packed(), record.topic.encode())
+
+    def open(self, topic: str, partition: int, offset: int, sealed: bytes) -> Record:
+        """The message back. Raises `Rejected("unreadable")` when it does not authenticate."""
+        try:
+            packed = self._cipher.decrypt(sealed[:12], sealed[12:], topic.encode())
+        except Exception as error:
+            raise Rejected("unreadable", "expected a message sealed under this parking key") from error
+        return Record.unpacked(topic, partition, offset, packed)
+
+
+class InFlight:
+    """Which records a worker holds right now, in a file that survives it: what it holds when it dies are suspects."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def hold(self, records: Sequence[Record]) -> None:
+        """Remember. Not synced: it has to survive the process, not the machine."""
+        positions = [[one.topic, one.partition, one.offset] for one in records]
+        self._path.write_bytes(canonical.dumps(positions))
+
+    def release(self) -> None:
+        """Forget."""
+        self._path.write_bytes(b"[]")
+
+    def left(self) -> list[tuple[str, int, int]]:
+        """What an earlier life of this worker held when it died."""
+        try:
+            read: Any = canonical.loads(self._path.read_bytes())
+        except (FileNotFoundError, Rejected):
+            return []
+        return [(topic, partition, offset) for topic, partition, offset in read]
+
+
+class DeliveryHost:
+    """Runs handlers on batches for one worker. `committed`: called after each commit, to wake what waits for rows."""
+
+    def __init__(  # noqa: PLR0913 - the composition root passes each port by name
+        self,
+        *,
+        worker: str,
+        ledger: Ledger,
+        broker: Broker,
+        handlers: Mapping[str, Sequence[Handler]],
+        parking: Parking,
+        in_flight: Mapping[str, InFlight],
+        clock: Clock,
+        committed: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.worker = worker
+        self._ledger = ledger
+        self._broker = broker
+        self._handlers = handlers
+        self._parking = parking
+        self._in_flight = in_flight
+        self._clock = clock
+        self._committed = committed
+        self._suspects: dict[tuple[str, int, int], int] = {}
+        self._publishing = asyncio.Lock()
+        self.progress = 0
+        """Batches finished, for liveness."""
+
+    @property
+    def topics(self) -> tuple[str, ...]:
+        """Topics this worker consumes."""
+        return tuple(self._handlers)
+
+    async def recover(self) -> None:
+        """At start: what the last life held when it died is suspected of having killed it."""
+        left = [position for one in self._in_flight.values() for position in one.left()]
+        async with self._ledger.transaction() as tx:
+            if left:
+                names, partitions, offsets = map(list, zip(*left, strict=True))
+                await tx.execute(
+                    "crash_count", worker=self.worker, topics=names, partitions=partitions, offsets=offsets
+                )  # fmt: skip
+            rows = await tx.fetch("crash_suspects", worker=self.worker)
+        self._suspects = {(topic, partition, offset): crashes for topic, partition, offset, crashes in rows}
+        for one in self._in_flight.values():
+            one.release()
+
+    async def process(self, topic: str, records: Sequence[Record]) -> None:
+        """Apply a batch of one topic. Returning means that it may be acknowledged."""
+        suspects = [one for one in records if (one.topic, one.partition, one.offset) in self._suspects]
+        if suspects:
+            # One at a time, so that the one that kills is found out and the others are cleared.
+            for record in records:
+                await self._process(topic, [record])
+        else:
+            await self._process(topic, records)
+        self.progress += 1
+
+    async def _process(self, topic: str, records: Sequence[Record]) -> None:
+        dead: list[tuple[Record, str | None, str]] = []
+        deliveries: dict[str, tuple[Delivery, Record]] = {}
+        handlers = self._handlers[topic]
+        with metrics.BATCH_SECONDS.labels(self.worker, topic).time():
+            for record in records:
+                if self._suspects.get((record.topic, record.partition, record.offset), 0) >= CRASHES:
+                    dead.append((record, None, "poison"))
+                    continue
+                try:
+                    event = from_kafka(record.key, record.value, record.headers)
+                except Rejected as error:
+                    dead.append((record, None, error.code))
+                    continue
+                identity = dedupe_id(event, record, dedupe=handlers[0].dedupe)
+                deliveries[identity] = (Delivery(topic, record.partition, record.offset, event), record)
+            self._in_flight[topic].hold(records)
+            await self._apply(topic, records, deliveries, dead)
+            self._in_flight[topic].release()
+        await self._clear(records)
+        await self.publish_outbox()
+        self._committed()
+
+    async def _apply(
+        self,
+        topic: str,
+        records: Sequence[Record],
+        deliveries: Mapping[str, tuple[Delivery, Record]],
+        dead: list[tuple[Record, str | None, str]],
+    ) -> None:
+        handlers = self._handlers[topic]
+        fresh, waiting = await self._sort(deliveries)
+        parked = [(identity, "queued") for identity in waiting]
+        batch = [deliveries[identity][0] for identity in fresh]
+        acted: list[Any] = []
+        if batch:
+            try:
+                acted = [await handler.act(batch) for handler in handlers]
+            except (Retryable, FencedOff) as error:
+                _log.warning("parked", worker=self.worker, topic=topic, count=len(batch), kind=type(error).__name__)
+                parked += [(identity, "retryable") for identity in fresh]
+                fresh, batch, acted = [], [], []
+        identities = {id(delivery): identity for identity, (delivery, _) in deliveries.items()}
+        async with self._ledger.transaction() as tx:
+            if fresh:
+                await tx.fetch("delivery_apply", worker=self.worker, ids=sorted(fresh))
+            for handler, one in zip(handlers, acted, strict=True):
+                for refused in await handler.commit(one, tx) or ():
+                    self._sort_refused(refused, identities, deliveries, parked, dead)
+            if parked:
+                await self._park(tx, [(one, deliveries[one], reason) for one, reason in parked])
+            if dead:
+                await self._bury(tx, dead)
+            await self._offsets(tx, records)
+        metrics.DELIVERIES.labels(self.worker, topic, "handled").inc(len(fresh))
+        metrics.DELIVERIES.labels(self.worker, topic, "duplicate").inc(len(deliveries) - len(fresh) - len(parked))
+        metrics.DELIVERIES.labels(self.worker, topic, "parked").inc(len(parked))
+        metrics.DELIVERIES.labels(self.worker, topic, "dead").inc(len(dead))
+
+    def _sort_refused(
+        self,
+        refused: Refused,
+        identities: Mapping[int, str],
+        deliveries: Mapping[str, tuple[Delivery, Record]],
+        parked: list[tuple[str, str]],
+        dead: list[tuple[Record, str | None, str]],
+    ) -> None:
+        identity = identities[id(refused.delivery)]
+        if refused.later:
+            parked.append((identity, refused.code))
+        else:
+            dead.append((deliveries[identity][1], refused.delivery.event.id, refused.code))
+
+    async def _sort(self, deliveries: Mapping[str, tuple[Delivery, Record]]) -> tuple[list[str], list[str]]:
+        """Identities to handle now, and those that queue behind a parked event of their scope."""
+        if not deliveries:
+            return [], []
+        scopes = {identity: scope_of(delivery) for identity, (delivery, _) in deliveries.items()}
+        async with self._ledger.transaction() as tx:
+            rows = await tx.fetch("delivery_fresh", worker=self.worker, ids=list(deliveries))
+            new = {row[0] for row in rows}
+            rows = await tx.fetch("retry_scopes", worker=self.worker, scopes=sorted(set(scopes.values())))
+            behind = {row[0] for row in rows}
+        fresh = [identity for identity in deliveries if identity in new and scopes[identity] not in behind]
+        return fresh, [identity for identity in deliveries if identity in new and scopes[identity] in behind]
+
+    async def _park(self, tx: Tx, parked: Sequence[tuple[str, tuple[Delivery, Record], str]]) -> None:
+        records = [record for _, (_, record), _ in parked]
+        await tx.execute(
+            "retry_put",
+            worker=self.worker,
+            ids=[identity for identity, _, _ in parked],
+            scopes=[scope_of(delivery) for _, (delivery, _), _ in parked],
+            topics=[one.topic for one in records],
+            partitions=[one.partition for one in records],
+            offsets=[one.offset for one in records],
+            sealed=[self._parking.seal(one) for one in records],
+            reasons=[reason for _, _, reason in parked],
+            delay=0.25,
+        )
+
+    async def _bury(self, tx: Tx, dead: Sequence[tuple[Record, str | None, str]]) -> None:
+        at = self._clock()
+        records = [record for record, _, _ in dead]
+        await tx.execute(
+            "delivery_dead",
+            worker=self.worker,
+            ids=[_uuid(identity) for _, identity, _ in dead],
+            topics=[one.topic for one in records],
+            partitions=[one.partition for one in records],
+            offsets=[one.offset for one in records],
+            reasons=[reason for _, _, reason in dead],
+            sealed=[self._parking.seal(one) for one in records],
+        )
+        letters = [
+            events.DeadLettered(
+                event_id=_uuid(identity), topic=one.topic, partition=one.partition, offset=one.offset, reason=reason, at=at
+            )
+            for one, identity, reason in dead
+        ]
+        await emit(tx, self.worker, letters, at=at, topic=topics.DEAD_LETTER)
+
+    async def _offsets(self, tx: Tx, records: Sequence[Record]) -> None:
+        last: dict[tuple[str, int], int] = {}
+        for one in records:
+            last[one.topic, one.partition] = max(last.get((one.topic, one.partition), 0), one.offset + 1)
+        await tx.execute(
+            "delivery_offsets",
+            worker=self.worker,
+            topics=[topic for topic, _ in last],
+            partitions=[partition for _, partition in last],
+            offsets=list(last.values()),
+        )
+
+    async def _clear(self, records: Sequence[Record]) -> None:
+        cleared = [position for one in records if (position := (one.topic, one.partition, one.offset)) in self._suspects]
+        if not cleared:
+            return
+        names, partitions, offsets = map(list, zip(*cleared, strict=True))
+        async with self._ledger.transaction() as tx:
+            await tx.execute("crash_clear", worker=self.worker, topics=names, partitions=partitions, offsets=offsets)
+        for position in cleared:
+            del self._suspects[position]
+
+    async def publish_outbox(self, *, age: float = 1e9) -> int:
+        """Publish this worker's outbox rows, and any worker's that are older than `age` seconds; how many."""
+        published = 0
+        async with self._publishing:
+            while True:
+                async with self._ledger.transaction() as tx:
+                    rows = await tx.fetch("outbox_take", worker=self.worker, age=age, limit=OUTBOX_BATCH)
+                    if rows:
+                        messages = [Outgoing(row[1], row[2], row[4], unpack_headers(row[3])) for row in rows]
+                        try:
+                            await self._broker.publish(messages)
+                        except Retryable as error:
+                            # The rows stay; the relay tries again. What was applied must still be acknowledged.
+                            _log.warning("unpublished", worker=self.worker, count=len(rows), kind=type(error).__name__)
+                            return published
+                        await tx.execute("outbox_published", ids=[row[0] for row in rows])
+                published += len(rows)
+                if len(rows) < OUTBOX_BATCH:
+                    return published
+
+    async def retry_due(self) -> int:
+        """Try parked events whose time has come, each on its own; how many were due."""
+        async with self._ledger.transaction() as tx:
+            rows = await tx.fetch("retry_due", worker=self.worker, limit=64)
+        for event_id, _scope, topic, partition, offset, sealed, attempts in rows:
+            record = self._parking.open(topic, partition, offset, sealed)
+            await self._retry(event_id, record, attempts)
+        if rows:
+            await self.publish_outbox()
+            self._committed()
+        return len(rows)
+
+    async def _retry(self, event_id: str, record: Record, attempts: int) -> None:
+        delivery = Delivery(
+            record.topic, record.partition, record.offset, from_kafka(record.key, record.value, record.headers)
+        )
+        reason = "retryable"
+        try:
+            acted = [await handler.act([delivery]) for handler in self._handlers[record.topic]]
+            async with self._ledger.transaction() as tx:
+                refused: list[Refused] = []
+                for handler, one in zip(self._handlers[record.topic], acted, strict=True):
+                    refused += await handler.commit(one, tx) or ()
+                waits = [one for one in refused if one.later]
+                if not waits:
+                    await tx.fetch("delivery_apply", worker=self.worker, ids=[event_id])
+                    await tx.execute("retry_done", worker=self.worker, ids=[event_id])
+                    if refused:
+                        await self._bury(tx, [(record, delivery.event.id, refused[0].code)])
+                    return
+                reason = waits[0].code
+                raise Retryable  # noqa: TRY301 - rolls the transaction back, whatever else the handlers did
+        except (Retryable, FencedOff):
+            async with self._ledger.transaction() as tx:
+                if attempts + 1 >= ATTEMPTS:
+                    await tx.execute("retry_done", worker=self.worker, ids=[event_id])
+                    await self._bury(tx, [(record, delivery.event.id, reason)])
+                else:
+                    await tx.execute("retry_again", worker=self.worker, id=event_id, reason=reason)
+
+
+def dedupe_id(event: CloudEvent, record: Record, *, dedupe: bool) -> str:
+    """What recognises a repeat. Our own events have ids that are functions of content. Where the handler answers
+    duplicates itself, every delivery counts: its position, and its bytes lest a new topic reuses positions."""
+    if dedupe and event.source == "expunge":
+        return event.id
+    digest = sha256(event.id.encode() + b"\0" + event.data).hexdigest()
+    return digest if dedupe else f"{record.topic}/{record.partition}/{record.offset}/{digest}"
+
+
+def scope_of(delivery: Delivery) -> str:
+    """Later events of the same scope wait behind a parked one: the record's key, hashed, because it may be a person's."""
+    key = delivery.event.partitionkey or delivery.event.id
+    return sha256(key.encode()).hexdigest()[:32]
+
+
+def _uuid(identity: str | None) -> str | None:
+    """The id, if it is a UUID: anything else may hold anything."""
+    try:
+        return str(UUID(identity)) if identity else None
+    except ValueError:
+        return None
