@@ -27,7 +27,9 @@ SOURCE: Final = "expunge"
 _PREFIXES: Final = (
     ("expunge.work.", topics.OUTCOMES),
     ("expunge.sweep.taint-ordered", topics.RETRAIN),
-    ("expunge.sweep.successor", topics.RETRAIN),
+    ("expunge.sweep.model-arrived", topics.RETRAIN),
+    ("expunge.sweep.successor-registered", topics.RETRAIN),
+    ("expunge.sweep.destruction-ordered", topics.RETRAIN),
     ("expunge.sweep.", topics.OUTCOMES),
 )
 """Where internal events go; public ones are in `events.TOPIC_OF`. Work orders go where `emit` is told."""

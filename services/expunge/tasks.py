@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -123,9 +124,14 @@ async def run_one(
         await lease.later(0)
         raise
     except Exception as error:
-        # Parked, not dropped: the row stays, its age is watched, and the next worker version may well do it.
+        # Parked, not dropped: the row stays, its age is watched, and the next worker version may well do it. Messages of
+        # foreign errors may quote data, so only their type and place are logged.
         detail = str(error) if isinstance(error, ExpungeError) else type(error).__name__
-        log.exception("task failed", action="fail", task=lease.task_id, kind=lease.kind, reason=detail)
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        log.error(  # noqa: TRY400 - see above
+            "task failed", action="fail", task=lease.task_id, kind=lease.kind, reason=detail,
+            where=f"{place.filename}:{place.lineno}",
+        )  # fmt: skip
         await _give_back(lease, detail)
     return True
 

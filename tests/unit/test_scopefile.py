@@ -39,18 +39,19 @@ def test_the_same_values_give_the_same_bytes_piece_by_piece() -> None:
     assert b"".join(scopefile.blocks(dict(reversed(HEADER.items())), iter(SECTIONS), KEY)) == FILE
 
 
-def test_a_mapped_file_reads_the_same(tmp_path: Path) -> None:
+def test_a_mapped_file_and_a_view_read_the_same(tmp_path: Path) -> None:
     path = tmp_path / "scope"
     path.write_bytes(FILE)
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         assert ScopeFile.open(mapped, KEY).section("requests") == bytes(1000)
+    assert ScopeFile.open(memoryview(FILE), KEY).section("requests") == bytes(1000)
 
 
 def test_only_the_needed_section_is_decrypted(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     original = scopefile._Seal.decrypt
 
-    def spy(self: scopefile._Seal, name: str, nonce: bytes, sealed: bytes) -> bytes:
+    def spy(self: scopefile._Seal, name: str, nonce: bytes, sealed: bytes | memoryview) -> bytes:
         asked.append(name)
         return original(self, name, nonce, sealed)
 

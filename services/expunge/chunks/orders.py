@@ -139,7 +139,7 @@ class Row:
 
 def key_of(order: WorkOrdered) -> str:
     """What makes two orders the same."""
-    return f"{order.sweep_id}/{order.tree}/{order.first_chunk}/{order.step}/{order.attempt}"
+    return f"{order.sweep_id}/{order.tree}/{order.first_chunk}-{order.end_chunk}/{order.step}/{order.attempt}"
 
 
 async def claim(tx: Tx, orders: Sequence[WorkOrdered], *, effects: bool) -> Sorted:
@@ -170,9 +170,11 @@ async def claim(tx: Tx, orders: Sequence[WorkOrdered], *, effects: bool) -> Sort
     fresh: list[tuple[WorkOrdered, Sweep, dict[int, list[Past]]]] = []
     for n, order in enumerate(orders, start=1):
         history = past.get(n, {})
-        if (answer := _answer(order, history)) is not None:
+        if n not in work:
+            found.refusals.append(Refusal(order, "unknown-work"))
+        elif (answer := _answer(order, history)) is not None:
             found.recorded.append(Recorded(order, answer))
-        elif (code := _refusal(order, sweeps.get(UUID(order.sweep_id)), work.get(n), history)) is not None:
+        elif (code := _refusal(order, sweeps.get(UUID(order.sweep_id)), work[n], history)) is not None:
             found.refusals.append(Refusal(order, code))
         else:
             fresh.append((order, sweeps[UUID(order.sweep_id)][1], history))
@@ -347,14 +349,12 @@ def covered_outcomes(past: Sequence[Past], step: Step, attempt: int) -> Outcomes
 
 
 def _refusal(
-    order: WorkOrdered, sweep: tuple[str, Sweep] | None, work: tuple[str, int] | None, history: dict[int, list[Past]]
+    order: WorkOrdered, sweep: tuple[str, Sweep] | None, work: tuple[str, int], history: dict[int, list[Past]]
 ) -> str | None:
     if sweep is None:
         return "unknown-sweep"
     if sweep[0] != "published":
         return "scope-not-published"
-    if work is None:
-        return "unknown-work"
     if work != (order.step, order.attempt):
         return "stale-order"
     if order.step is not Step.PRESENCE:

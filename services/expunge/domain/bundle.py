@@ -31,7 +31,7 @@ UNAUTHENTICATED: Final = {
     README: "for people; a verifier never reads it",
     f"{CERTIFICATE}#not_covered": "the issuer's own words about what it says nothing of; reported as such",
 }
-"""What may be changed in a bundle without failing verification, and why. Everything else is signed, hashed or refused."""
+"""What may be changed in a bundle without failing verification, and why. The rest is signed, hashed or refused."""
 
 _LINE: Final = re.compile(
     rb'\{"envelope":(\{[^\n]*\}),"index":(0|[1-9][0-9]{0,15}),"proof":\[((?:"[0-9a-f]{64}"(?:,"[0-9a-f]{64}")*)?)\]\}'
@@ -198,8 +198,8 @@ To check it by hand, with public tools only:
    every hide and erase. Its SHA-256 (of the payload) is the scope above.
 5. Statements of step presence, erase and absence cover chunks of 1024 leaves of those trees; the roots of all chunks
    (in sweep/chunk-roots, or in the statements) recombine to the tree's root.
-6. In certificate.json: `claim` opens in the tree of requests with leaf nonce || SHA-256(canonical claim), and fixes which
-   leaves the request has; `completed` opens in the completion statement of the round in the same way.
+6. In certificate.json: `claim` opens in the tree of requests with leaf nonce || SHA-256(canonical claim), and fixes
+   which leaves the request has; `completed` opens in the completion statement of the round in the same way.
 7. Count the outcomes of step absence at those leaves: they are the counts in `completed`.
 
 What this shows: who stated what, when, about a scope fixed before anything was erased, and that two different keys, one

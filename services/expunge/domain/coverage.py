@@ -50,7 +50,9 @@ class ChunkState:
         before = self.steps.get(chunk.step)
         if before is None:
             if chunk.previous is not None:
-                raise Tampered(where, f"expected attempt {chunk.attempt} to follow the statement it names, which is missing")
+                raise Tampered(
+                    where, f"expected attempt {chunk.attempt} to follow the statement it names, which is missing"
+                )
             if chunk.step in DEEDS and Step.PRESENCE not in self.steps:
                 raise Tampered(where, "expected presence to be recorded before, got none")
             outcomes = told
@@ -117,7 +119,9 @@ def _merged(before: bytes, chunk: Chunk, where: str) -> bytes:
     for code, count in chunk.outcomes:
         if code != Outcome.OPEN:
             if before[at : at + count].translate(None, UNSETTLED):
-                raise Tampered(where, f"expected only leaves left open, got others within [{at}, {at + count}) of the chunk")
+                raise Tampered(
+                    where, f"expected only leaves left open, got others within [{at}, {at + count}) of the chunk"
+                )
             after[at : at + count] = bytes([code]) * count
         at += count
     return bytes(after)

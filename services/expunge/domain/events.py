@@ -426,7 +426,7 @@ def dump_event(event: Event) -> bytes:
     return dump_as(event)
 
 
-def partition_key(event: Event) -> str | None:  # noqa: C901 - one case per kind of event
+def partition_key(event: Event) -> str | None:
     """The Kafka key: what is said about one request, batch, model, job or log stays in order. Work is spread: chunks of
     one sweep need no order."""
     match event:

@@ -114,7 +114,8 @@ def _store_lines(one: StoreSummary) -> Iterator[str]:
     name = f"{one.kind.value} in {one.store}"
     if one.absent and one.verified_at is not None and one.level is not None:
         methods = ", ".join(one.methods)
-        yield f"{name}: {one.absent} verified absent at {one.verified_at.isoformat()} by {methods}, level L{one.level:d}"
+        when = one.verified_at.isoformat()
+        yield f"{name}: {one.absent} verified absent at {when} by {methods}, level L{one.level:d}"
     yield f"{name}: " + ", ".join(f"{count} {outcome}" for outcome, count in one.outcomes.items())
     for text in one.residue:
         yield f"{name}: may remain in {text}"

@@ -28,7 +28,7 @@ from expunge.domain.errors import Rejected, Tampered
 from expunge.domain.leaf import derive_key
 
 VERSION: Final = 1
-Buffer: TypeAlias = bytes | mmap
+Buffer: TypeAlias = bytes | memoryview | mmap
 
 _MAGIC: Final = b"EXPSCOPE"
 _END: Final = b"EXPSCEND"
@@ -163,7 +163,7 @@ class _Seal:
     def encrypt(self, name: str, nonce: bytes, data: bytes) -> bytes:
         return self._cipher.encrypt(nonce, data, self._digest + name.encode())
 
-    def decrypt(self, name: str, nonce: bytes, sealed: bytes) -> bytes:
+    def decrypt(self, name: str, nonce: bytes, sealed: bytes | memoryview) -> bytes:
         try:
             return self._cipher.decrypt(nonce, sealed, self._digest + name.encode())
         except InvalidTag:
@@ -171,13 +171,13 @@ class _Seal:
 
 
 def _read_head(buffer: Buffer) -> tuple[bytes, dict[str, Json]]:
-    start = buffer[: _HEAD.size]
+    start = bytes(buffer[: _HEAD.size])
     if len(start) < _HEAD.size:
         raise Tampered("scope-file", "expected a header, got the end of the file")
     magic, version, length = _HEAD.unpack(start)
     if magic != _MAGIC or version != VERSION:
         raise Tampered("scope-file", f"expected a scope file of version {VERSION}")
-    body = buffer[_HEAD.size : _HEAD.size + length]
+    body = bytes(buffer[_HEAD.size : _HEAD.size + length])
     try:
         header = canonical.loads(body)
     except Rejected as error:

@@ -11,6 +11,8 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, Final
 from uuid import UUID
 
@@ -27,6 +29,7 @@ from expunge.record import emit, log
 
 WORKER: Final = "coordinate"
 DONE: Final = "done"
+UNSETTLED: Final = (Outcome.OPEN, Outcome.PRESENT)
 _CHUNK: Final = "urn:expunge:chunk:v1"
 
 Run = tuple[UUID, int, int, int, str, int]
@@ -144,8 +147,12 @@ class Dispatch:
         if step == Step.ERASE:
             return Step.ABSENCE, attempt, 0.0
         rows = await tx.fetch("dispatch_absence", sweep_id=run[0], tree=run[1], first=run[2], end=run[3])
-        outcomes = last_outcomes([np.frombuffer(row[1], np.uint8) for row in rows])
-        if np.isin(outcomes, (Outcome.OPEN, Outcome.PRESENT)).any() and attempt + 1 < self._policy.attempts:
+        # An attempt has no row for a chunk that was settled before it.
+        settled = all(
+            not np.isin(last_outcomes([np.frombuffer(row[1], np.uint8) for row in chunk]), UNSETTLED).any()
+            for _, chunk in groupby(rows, key=itemgetter(0))
+        )
+        if not settled and attempt + 1 < self._policy.attempts:
             return Step.ERASE, attempt + 1, min(60.0, 0.5 * 4.0**attempt)
         return DONE, attempt, 0.0
 

@@ -136,7 +136,7 @@ class Intake:
     def _authenticate(self, delivery: Delivery, keys: Mapping[str, TrustedKey]) -> Authentic:
         envelope = dsse.parse(delivery.event.data)
         for signature in envelope.signatures:
-            key = keys.get(signature.keyid)
+            key = keys.get(signature.key_id)
             if key is None:
                 continue
             try:
@@ -146,7 +146,7 @@ class Intake:
                 raise Rejected(code, "expected a signature that verifies") from error
             parsed = request.parse_request(payload)
             request.check_agrees(parsed, delivery.event)
-            return Authentic(delivery, parsed, signature.keyid, key, payload)
+            return Authentic(delivery, parsed, signature.key_id, key, payload)
         code = "unknown-key" if envelope.signatures else "unsigned"
         raise Rejected(code, "expected a signature by a registered key")
 

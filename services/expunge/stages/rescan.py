@@ -1,7 +1,7 @@
 """Rescan: what is there before anything is touched, and what is there after, read from the stores and not our tables.
 
-It has a key of its own and readers only. Evidence is two-sided: a byte window counts for absence only if the unit's files
-held it before. Windows are cut from a sample that follows from the checkpoint that published the scope.
+It has a key of its own and readers only. Evidence is two-sided: a byte window counts only if the unit's files held it
+before. Windows are cut from a sample that follows from the checkpoint that published the scope.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Rescan:
         inline_leaves: int = INLINE_LEAVES,
         threads: int = 2,
     ) -> None:
-        if able := sorted(name for name, reader in readers.items() if hasattr(reader, "erase") or hasattr(reader, "hide")):
+        if able := sorted(name for name, one in readers.items() if hasattr(one, "erase") or hasattr(one, "hide")):
             raise Misconfigured(f"expected readers without erase and hide, got stores: {able}")
         if signer.role is not Role.RESCANNER:
             raise Misconfigured(f"expected a key of role {Role.RESCANNER}, got {signer.role}")

@@ -132,7 +132,7 @@ class DeliveryHost:
         committed: Callable[[], None] = lambda: None,
     ) -> None:
         self.worker = worker
-        self._ledger = ledger
+        self.ledger = ledger
         self._broker = broker
         self._handlers = handlers
         self._parking = parking
@@ -152,7 +152,7 @@ class DeliveryHost:
     async def recover(self) -> None:
         """At start: what the last life held when it died is suspected of having killed it."""
         left = [position for one in self._in_flight.values() for position in one.left()]
-        async with self._ledger.transaction() as tx:
+        async with self.ledger.transaction() as tx:
             if left:
                 names, partitions, offsets = map(list, zip(*left, strict=True))
                 await tx.execute(
@@ -217,7 +217,7 @@ class DeliveryHost:
                 parked += [(identity, "retryable") for identity in fresh]
                 fresh, batch, acted = [], [], []
         identities = {id(delivery): identity for identity, (delivery, _) in deliveries.items()}
-        async with self._ledger.transaction() as tx:
+        async with self.ledger.transaction() as tx:
             if fresh:
                 await tx.fetch("delivery_apply", worker=self.worker, ids=sorted(fresh))
             for handler, one in zip(handlers, acted, strict=True):
@@ -252,7 +252,7 @@ class DeliveryHost:
         if not deliveries:
             return [], []
         scopes = {identity: scope_of(delivery) for identity, (delivery, _) in deliveries.items()}
-        async with self._ledger.transaction() as tx:
+        async with self.ledger.transaction() as tx:
             rows = await tx.fetch("delivery_fresh", worker=self.worker, ids=list(deliveries))
             new = {row[0] for row in rows}
             rows = await tx.fetch("retry_scopes", worker=self.worker, scopes=sorted(set(scopes.values())))
@@ -313,7 +313,7 @@ class DeliveryHost:
         if not cleared:
             return
         names, partitions, offsets = map(list, zip(*cleared, strict=True))
-        async with self._ledger.transaction() as tx:
+        async with self.ledger.transaction() as tx:
             await tx.execute("crash_clear", worker=self.worker, topics=names, partitions=partitions, offsets=offsets)
         for position in cleared:
             del self._suspects[position]
@@ -323,7 +323,7 @@ class DeliveryHost:
         published = 0
         async with self._publishing:
             while True:
-                async with self._ledger.transaction() as tx:
+                async with self.ledger.transaction() as tx:
                     rows = await tx.fetch("outbox_take", worker=self.worker, age=age, limit=OUTBOX_BATCH)
                     if rows:
                         messages = [Outgoing(row[1], row[2], row[4], unpack_headers(row[3])) for row in rows]
@@ -340,7 +340,7 @@ class DeliveryHost:
 
     async def retry_due(self) -> int:
         """Try parked events whose time has come, each on its own; how many were due."""
-        async with self._ledger.transaction() as tx:
+        async with self.ledger.transaction() as tx:
             rows = await tx.fetch("retry_due", worker=self.worker, limit=64)
         for event_id, _scope, topic, partition, offset, sealed, attempts in rows:
             record = self._parking.open(topic, partition, offset, sealed)
@@ -357,7 +357,7 @@ class DeliveryHost:
         reason = "retryable"
         try:
             acted = [await handler.act([delivery]) for handler in self._handlers[record.topic]]
-            async with self._ledger.transaction() as tx:
+            async with self.ledger.transaction() as tx:
                 refused: list[Refused] = []
                 for handler, one in zip(self._handlers[record.topic], acted, strict=True):
                     refused += await handler.commit(one, tx) or ()
@@ -371,7 +371,7 @@ class DeliveryHost:
                 reason = waits[0].code
                 raise Retryable  # noqa: TRY301 - rolls the transaction back, whatever else the handlers did
         except (Retryable, FencedOff):
-            async with self._ledger.transaction() as tx:
+            async with self.ledger.transaction() as tx:
                 if attempts + 1 >= ATTEMPTS:
                     await tx.execute("retry_done", worker=self.worker, ids=[event_id])
                     await self._bury(tx, [(record, delivery.event.id, reason)])

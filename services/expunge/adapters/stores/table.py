@@ -26,17 +26,19 @@ class StoreModule(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class BuiltIn:
-    """`needs`: top-level modules of third parties; `install`: what brings them."""
+    """`needs`: top-level modules of third parties; `install`: what brings them; `rewrites_unit`: as in the store's
+    capabilities, for who must know it without opening the store."""
 
     module: str
     needs: tuple[str, ...] = ()
     install: str = ""
+    rewrites_unit: bool = True
 
 
 _HERE: Final = "expunge.adapters.stores"
 
 BUILT_IN: Final[dict[str, BuiltIn]] = {
-    "file": BuiltIn(f"{_HERE}.local"),
+    "file": BuiltIn(f"{_HERE}.local", rewrites_unit=False),
     "memory": BuiltIn(f"{_HERE}.memory"),
     "wds": BuiltIn(f"{_HERE}.webdataset"),
     "faiss": BuiltIn(f"{_HERE}.faiss", ("faiss",), "expunge[faiss]"),
@@ -53,6 +55,12 @@ def open_store(url: str, name: str) -> Store:
 def open_reader(url: str, name: str) -> StoreReader:
     """The same store without `hide` and `erase`."""
     return _module(url).open_reader(url, name)
+
+
+def rewrites_unit(url: str) -> bool:
+    """Whether erasing from the store at `url` rewrites a whole unit. Plug-ins are taken to."""
+    entry = BUILT_IN.get(url.partition(":")[0])
+    return entry.rewrites_unit if entry is not None else True
 
 
 def _module(url: str) -> StoreModule:

@@ -1,7 +1,8 @@
 """Taking images into the catalogue: offers are checked against suppression, staged, and settled set-wise.
 
 One path for events and bulk files: `open` a load in a transaction, `stage` pages of offers, `settle`, then `record`
-with the log indices of the batch roots. Refusals are per image or artifact; what is identical to what is there is a no-op.
+with the log indices of the batch roots. Refusals are per image or artifact; what is the same as what is there is a
+no-op.
 """
 
 from __future__ import annotations

@@ -45,9 +45,9 @@ from work w join (select unnest(%(sweeps)s::uuid[]) s, unnest(%(trees)s::smallin
 for update of w
 
 -- name: dispatch_absence
-select attempt, string_agg(outcomes, ''::bytea order by chunk) from outcome
+select chunk, outcomes from outcome
 where sweep_id = %(sweep_id)s and tree = %(tree)s and step = 'absence' and chunk >= %(first)s and chunk < %(end)s
-group by attempt order by attempt
+order by chunk, attempt
 
 -- name: dispatch_advance
 update work w set step = t.step, attempt = t.attempt, ordered_at = clock_timestamp(),

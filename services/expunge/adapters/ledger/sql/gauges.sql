@@ -1,0 +1,32 @@
+-- State gauges (metrics.py), read every few seconds.
+
+-- name: gauge_requests
+select class, state, count(*)::float8 from request group by 1, 2
+
+-- name: gauge_work
+select step, count(*)::float8 from work where step <> 'done' group by 1
+
+-- name: gauge_models
+select status, count(*)::float8 from model group by 1
+
+-- name: gauge_retraining
+select state, count(*)::float8 from retraining group by 1
+
+-- name: gauge_retries
+select worker, count(*)::float8 from retry group by 1
+
+-- name: gauge_dead_letters
+select worker, count(*)::float8 from dead_letter group by 1
+
+-- name: gauge_oldest
+select class, extract(epoch from clock_timestamp() - min(accepted_at))::float8 from request
+where state in ('accepted', 'planned', 'held') group by 1
+
+-- name: gauge_deadline
+select extract(epoch from min(due))::float8 from request where state in ('accepted', 'planned', 'held')
+
+-- name: gauge_outbox
+select count(*)::float8 from outbox
+
+-- name: ready
+select 1

@@ -1,0 +1,20 @@
+"""Tile stores: where the evidence log's tiles, entry bundles and checkpoints live (C2SP tlog-tiles)."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from expunge.domain.errors import Rejected
+
+CHECKPOINT: Final = "checkpoint"
+"""The one file that is replaced; all others are immutable."""
+
+_PATH: Final = re.compile(r"(?:[a-z0-9][a-z0-9.-]{0,63}/){0,8}[a-z0-9][a-z0-9.-]{0,63}", re.ASCII)
+
+
+def check_path(path: str) -> str:
+    """`path` if it is one that a log may have: no absolute, hidden or parent parts. Raises `Rejected("bad-path")`."""
+    if not _PATH.fullmatch(path):
+        raise Rejected("bad-path", "expected a relative path of lower-case names, digits, dots and hyphens")
+    return path

@@ -1,0 +1,92 @@
+"""A log's files in a directory: durable before `write` returns, tiles before the checkpoint that promises them.
+
+A file appears whole or not at all: it is written beside its place under a hidden name, synced, then linked or renamed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+from uuid import uuid4
+
+from expunge.adapters.log import CHECKPOINT, check_path
+from expunge.domain.errors import Misconfigured, Retryable, Tampered
+
+_TEMP: Final = ".new-"
+"""No log path may begin with a dot, so leftovers of a crash are never served."""
+
+
+class FileTiles:
+    """`TileStore` under one directory, which must exist. One writer at a time; readers need no lock."""
+
+    def __init__(self, root: Path) -> None:
+        if not root.is_dir():
+            raise Misconfigured("the evidence log's directory does not exist")
+        self._root = root.resolve()
+
+    def write(self, files: Mapping[str, bytes]) -> None:
+        """As `ports.TileStore.write`. Raises `Tampered` when an immutable file holds other bytes."""
+        paths = sorted(files, key=lambda path: (check_path(path) == CHECKPOINT, path))
+        try:
+            folders = {folder for path in paths for folder in self._make_folders(path)}
+            for path in paths:
+                if path == CHECKPOINT:
+                    self._sync(folders)
+                    folders = {self._root}
+                    self._replace(path, files[path])
+                else:
+                    self._put(path, files[path])
+            self._sync(folders)
+        except OSError as error:
+            raise Retryable(f"the evidence log could not be written ({type(error).__name__})") from error
+
+    def read(self, path: str) -> bytes:
+        """As `ports.TileStore.read`."""
+        return (self._root / check_path(path)).read_bytes()
+
+    def _make_folders(self, path: str) -> list[Path]:
+        """The folders to sync for `path`: its own, and those that had to be made, with their parents."""
+        folder = (self._root / path).parent
+        found = [folder]
+        missing = []
+        while not folder.is_dir():
+            missing.append(folder)
+            folder = folder.parent
+            found.append(folder)
+        for one in reversed(missing):
+            one.mkdir(exist_ok=True)
+        return found
+
+    def _put(self, path: str, data: bytes) -> None:
+        target = self._root / path
+        temporary = self._written(target, data)
+        try:
+            os.link(temporary, target)
+        except FileExistsError:
+            if target.read_bytes() != data:
+                raise Tampered(path, "expected the bytes that are stored already, got others") from None
+        finally:
+            temporary.unlink()
+
+    def _replace(self, path: str, data: bytes) -> None:
+        target = self._root / path
+        self._written(target, data).replace(target)
+
+    def _written(self, target: Path, data: bytes) -> Path:
+        temporary = target.with_name(f"{_TEMP}{uuid4().hex}")
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        return temporary
+
+    @staticmethod
+    def _sync(folders: set[Path]) -> None:
+        for folder in folders:
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)

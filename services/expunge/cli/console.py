@@ -1,0 +1,61 @@
+"""What a command prints and returns: text for people on standard output, or one JSON document with `--json`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from enum import IntEnum
+from typing import Annotated, Any
+
+import typer
+
+
+class Exit(IntEnum):
+    """Exit codes, as documented in the command's help."""
+
+    OK = 0
+    NEGATIVE = 1
+    USAGE = 2
+    CONFIGURATION = 3
+    UNREACHABLE = 4
+    INTERRUPTED = 130
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="one JSON document on standard output")]
+AsJsonLines = Annotated[bool, typer.Option("--json", help="JSON on standard output, one object per line")]
+
+
+def say(text: str) -> None:
+    """One line for people."""
+    sys.stdout.write(text + "\n")
+
+
+def document(value: Mapping[str, Any] | Sequence[Any]) -> None:
+    """One JSON document on one line."""
+    sys.stdout.write(json.dumps(value, default=str, separators=(",", ":"), ensure_ascii=False) + "\n")
+
+
+def error_line(text: str) -> None:
+    """One line on standard error, whatever the text."""
+    sys.stderr.write("error: " + " ".join(text.split()) + "\n")
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """A table for people; nothing but its head when there are no rows."""
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        shown.add_column(column, overflow="fold")
+    for row in rows:
+        shown.add_row(*("" if one is None else str(one) for one in row))
+    console = Console(soft_wrap=False)
+    console.print(shown, markup=False) if console.is_terminal else Console(width=200).print(shown)
+
+
+def finish(code: Exit) -> None:
+    """End the command with a code other than 0."""
+    if code is not Exit.OK:
+        raise typer.Exit(int(code))

@@ -1,0 +1,103 @@
+"""All settings, read once from the environment (`EXPUNGE_...`) or secret files, passed down as plain values.
+
+A wrong or unknown variable stops start-up and is named.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from expunge.domain.errors import Misconfigured
+from expunge.domain.policy import Policy
+from expunge.domain.request import Audience
+
+PREFIX = "EXPUNGE_"
+
+
+class Settings(BaseSettings):
+    """One deployment's settings. Paths are directories of this worker's machine or mounts."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", secrets_dir=None)
+
+    database: str = Field(description="PostgreSQL URI")
+    kafka: str = Field(description="Kafka bootstrap servers, host:port[,host:port...]")
+    data: Path = Field(description="keys, sealed files, evidence log, journal and worker state live below here")
+    audience: Audience = Field(description="name of this deployment, which every request must be addressed to")
+    issuer: str = Field(default="", description="legal name on certificates; the audience when empty")
+    stores: Mapping[str, str] = Field(default_factory=dict, description="JSON object: store name to URL")
+    instance: str = Field(default="0", description="unique and stable per replica of one worker")
+    metrics_host: str = "127.0.0.1"
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] = Field(default=0, description="0: any free port")
+    log_level: str = "info"
+    sweep_requests: Annotated[int, Field(ge=1, le=65536)] = 1024
+    sweep_window_ms: Annotated[int, Field(ge=0, le=60_000)] = 20
+    approval_images: Annotated[int, Field(ge=1)] = 5_000
+    approval_days: Annotated[int, Field(ge=1)] = 7
+    attempts: Annotated[int, Field(ge=1, le=20)] = 5
+    max_taint_days: Annotated[int, Field(ge=0)] = 14
+    inline_leaves: Annotated[int, Field(ge=1)] = Field(
+        default=32_768, description="work orders of more leaves run as leased tasks"
+    )
+    audit_seconds: Annotated[float, Field(gt=0)] = 60.0
+    not_covered: tuple[str, ...] = Field(
+        default=(
+            "database write-ahead log and dead rows, until they are overwritten",
+            "backups of the stores, until they expire",
+            "copies that recipients made",
+            "disk blocks freed and not yet reused",
+        ),
+        description="what certificates say they do not cover",
+    )
+
+    @classmethod
+    def read(cls, **values: Any) -> Self:  # noqa: ANN401 - pydantic checks every value
+        """From the environment. Raises `Misconfigured` naming the variable."""
+        known = {PREFIX + name.upper() for name in cls.model_fields} | EXTRA
+        unknown = sorted(name for name in os.environ if name.startswith(PREFIX) and name.upper() not in known)
+        if unknown:
+            message = f"{unknown[0]} is not a setting; known are {', '.join(sorted(known))}"
+            raise Misconfigured(message)
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            first = error.errors(include_input=False)[0]
+            name = PREFIX + str(first["loc"][0]).upper()
+            message = f"{name}: {first['msg']}"
+            raise Misconfigured(message) from None
+
+    def policy(self) -> Policy:
+        """The settings of judgement as a value."""
+        return Policy(
+            window=timedelta(milliseconds=self.sweep_window_ms),
+            sweep_requests=self.sweep_requests,
+            approval_images=self.approval_images,
+            approval_time=timedelta(days=self.approval_days),
+            attempts=self.attempts,
+            max_taint_age=timedelta(days=self.max_taint_days),
+        )
+
+    @property
+    def origin(self) -> str:
+        """The evidence log's name."""
+        return f"{self.audience}/log"
+
+    def environment(self) -> dict[str, str]:
+        """The same settings as environment variables, for child processes."""
+        dumped = self.model_dump(mode="json")
+        plain = {name: value for name, value in dumped.items() if value != ""}
+        return {
+            PREFIX + name.upper(): value if isinstance(value, str) else json.dumps(value) for name, value in plain.items()
+        }
+
+
+EXTRA = {"EXPUNGE_PUBLISHER_KEY_FILE", "EXPUNGE_TEST_POSTGRES", "EXPUNGE_TEST_KAFKA", "EXPUNGE_MASTER_KEY_FILE"}
+"""Variables with our prefix that are not settings of a worker."""
+

@@ -1,0 +1,139 @@
+"""The offline verifier's edge: bundles as directories or zip files, policies as files. Imports only the domain.
+
+    python -m expunge.verify BUNDLE --trust POLICY [--json]
+
+Exit codes: 0 every step held, 1 one did not, 2 a file could not be read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from expunge.domain import bundle, canonical, trust, verification
+from expunge.domain.errors import ExpungeError, Rejected
+from expunge.domain.report import Report
+from expunge.domain.trust import Trust
+
+BUNDLE_FILES: Final = 512
+"""Most files in a bundle."""
+FILE_BYTES: Final = 1 << 32
+"""Largest file in a bundle, unpacked, bytes."""
+
+_EPOCH: Final = (1980, 1, 1, 0, 0, 0)
+"""The time of every zip member, so that the same bundle is the same bytes."""
+
+
+def read_bundle(path: Path, sweep: Path | None = None) -> dict[str, bytes]:
+    """The files of a bundle: a directory, a zip file, or one certificate file beside the files that its `sweep` shares
+    (a directory or zip). Raises `Rejected("unreadable-bundle")`."""
+    try:
+        files = dict(bundle_files(sweep)) if sweep else {}
+        if sweep and path.is_file() and not zipfile.is_zipfile(path):
+            return files | {bundle.CERTIFICATE: _limited(path.read_bytes(), path.name)}
+        return files | bundle_files(path)
+    except (OSError, zipfile.BadZipFile, ValueError) as error:
+        raise Rejected("unreadable-bundle", f"expected a bundle, got {type(error).__name__}") from error
+
+
+def bundle_files(path: Path) -> dict[str, bytes]:
+    """The files in one directory or zip file, by their path inside."""
+    return _in_directory(path) if path.is_dir() else _in_zip(path)
+
+
+def write_bundle(files: Mapping[str, bytes], path: Path) -> None:
+    """Write a bundle: a zip file if `path` ends in .zip, else a directory that must not exist or be empty."""
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "x", zipfile.ZIP_DEFLATED) as archive:
+            for name, data in sorted(files.items()):
+                archive.writestr(zipfile.ZipInfo(name, _EPOCH), data, zipfile.ZIP_DEFLATED)
+        return
+    path.mkdir(parents=True, exist_ok=True)
+    if any(path.iterdir()):
+        raise Rejected("not-empty", "expected an empty directory for the bundle, got one with files")
+    for name, data in files.items():
+        target = path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(data)
+
+
+def read_trust(path: Path) -> Trust:
+    """The verifier's policy file. Raises `Rejected("bad-policy")`."""
+    try:
+        return trust.parse(path.read_bytes())
+    except OSError as error:
+        raise Rejected("bad-policy", f"expected a trust policy file, got {type(error).__name__}") from error
+
+
+def verify(path: Path, policy: Trust, sweep: Path | None = None) -> Report:
+    """Check the bundle at `path` (`domain.verification`)."""
+    return verification.verify(read_bundle(path, sweep), policy)
+
+
+def as_json(report: Report) -> bytes:
+    """The report for machines, canonical JSON."""
+    return canonical.dumps({"ok": report.ok, **report.model_dump(mode="json")})
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m expunge.verify", description="Check an evidence bundle offline.")
+    parser.add_argument("bundle", type=Path, help="directory, zip file, or a certificate with --sweep")
+    parser.add_argument("--trust", type=Path, required=True, help="your own policy file")
+    parser.add_argument("--sweep", type=Path, help="directory or zip with the files that a sweep's certificates share")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    chosen = parser.parse_args(arguments)
+    try:
+        report = verify(chosen.bundle, read_trust(chosen.trust), chosen.sweep)
+    except ExpungeError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    text = as_json(report).decode() if chosen.json else "\n".join(report.lines())
+    sys.stdout.write(text + "\n")
+    return 0 if report.ok else 1
+
+
+def _in_directory(path: Path) -> dict[str, bytes]:
+    found: dict[str, bytes] = {}
+    for folder, folders, names in os.walk(path):
+        for name in [*names, *folders]:
+            one = Path(folder, name)
+            if one.is_symlink() or not (one.is_dir() or one.is_file()):
+                raise Rejected("unreadable-bundle", "expected regular files in a bundle, got a link or a device")
+        for name in names:
+            one = Path(folder, name)
+            found[one.relative_to(path).as_posix()] = _limited(one.read_bytes(), name)
+        _check_count(len(found))
+    return found
+
+
+def _in_zip(path: Path) -> dict[str, bytes]:
+    found: dict[str, bytes] = {}
+    with zipfile.ZipFile(path) as archive:
+        members = [one for one in archive.infolist() if not one.is_dir()]
+        _check_count(len(members))
+        for one in members:
+            if one.file_size > FILE_BYTES or one.filename in found:
+                raise Rejected("unreadable-bundle", "expected each file once and within limits")
+            found[one.filename] = archive.read(one)
+    return found
+
+
+def _check_count(files: int) -> None:
+    if files > BUNDLE_FILES:
+        raise Rejected("unreadable-bundle", f"expected at most {BUNDLE_FILES} files, got {files}")
+
+
+def _limited(data: bytes, name: str) -> bytes:
+    if len(data) > FILE_BYTES:
+        raise Rejected("unreadable-bundle", f"expected at most {FILE_BYTES} bytes in {name}, got {len(data)}")
+    return data
+
+
+if __name__ == "__main__":
+    sys.exit(main())

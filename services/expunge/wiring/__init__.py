@@ -1,0 +1,329 @@
+"""The composition root: settings become adapters, adapters become stages, stages become workers. Explicit, one place.
+
+Here mypy proves that adapters fit their ports.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from uuid import uuid4
+
+from expunge import __version__, metrics
+from expunge.adapters.broker.kafka import KafkaBroker
+from expunge.adapters.journal.files import FileJournal
+from expunge.adapters.keys.files import FileKeyStore, FileSigners
+from expunge.adapters.ledger.postgres import PostgresLedger
+from expunge.adapters.log.files import FileTileStore
+from expunge.adapters.sealed.files import FileSealedStore
+from expunge.adapters.stores.table import open_reader, open_store, rewrites_unit
+from expunge.chunks.scopes import Scopes
+from expunge.domain.errors import Misconfigured
+from expunge.domain.topics import TOPICS
+from expunge.domain.words import Role
+from expunge.pipeline import WORKERS
+from expunge.ports import Handler, Signer, Store
+from expunge.settings import Settings
+from expunge.stages.audit import Audit
+from expunge.stages.certify import Certify
+from expunge.stages.dispatch import Dispatch
+from expunge.stages.intake import Intake
+from expunge.stages.invalidate import Invalidate
+from expunge.stages.plan import Plan
+from expunge.stages.prove import Prove
+from expunge.stages.purge import Purge
+from expunge.stages.register import Register
+from expunge.stages.rescan import Rescan
+from expunge.stages.retrain import Retrain
+from expunge.tasks import Work, run_tasks
+from expunge.wiring.coordinate import Coordinator
+from expunge.workers.delivery import LEFT_BEHIND_SECONDS, DeliveryHost, InFlight, Parking
+
+TICK_SECONDS = 0.25
+"""How often a worker looks for parked events whose time has come."""
+
+RELAY_SECONDS = 2.0
+"""How often the relay looks for outbox rows that a crash left behind."""
+
+Background = Callable[[], Awaitable[None]]
+
+
+def now() -> datetime:
+    """The clock of every worker."""
+    return datetime.now(UTC)
+
+
+class Deployment:
+    """The adapters that one deployment's settings mean. Nothing is opened until it is used."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.policy = settings.policy()
+
+    @cached_property
+    def ledger(self) -> PostgresLedger:
+        """Not open yet."""
+        return PostgresLedger(self.settings.database)
+
+    @cached_property
+    def keys(self) -> FileKeyStore:
+        """Bucket keys."""
+        return FileKeyStore(self.settings.data / "keys" / "buckets")
+
+    @cached_property
+    def signers(self) -> FileSigners:
+        """Signing keys by role."""
+        return FileSigners(self.settings.data / "keys" / "signing")
+
+    @cached_property
+    def sealed(self) -> FileSealedStore:
+        """Scope files, round files, needle files."""
+        return FileSealedStore(self.settings.data / "sealed")
+
+    @cached_property
+    def tiles(self) -> FileTileStore:
+        """The evidence log."""
+        return FileTileStore(self.settings.data / "log")
+
+    @cached_property
+    def journal(self) -> FileJournal:
+        """The suppression journal."""
+        return FileJournal(self.settings.data / "journal")
+
+    @cached_property
+    def rewrites_unit(self) -> Mapping[str, bool]:
+        """By store name."""
+        return {name: rewrites_unit(url) for name, url in self.settings.stores.items()}
+
+    def stores(self) -> dict[str, Store]:
+        """Every store, with credentials to erase."""
+        return {name: open_store(url, name) for name, url in self.settings.stores.items()}
+
+    def worker_directory(self, worker: str) -> Path:
+        """State of one worker instance that may be lost."""
+        return self.settings.data / "workers" / f"{worker}-{self.settings.instance}"
+
+    def executors(self) -> dict[str, Signer]:
+        """One signer per store."""
+        return {name: self.signers.signer(Role.EXECUTOR, name) for name in self.settings.stores}
+
+
+@dataclass(slots=True)
+class HostedWorker:
+    """A worker ready to be run by a host: `start` opens what it uses, `background` runs beside its agents."""
+
+    name: str
+    host: DeliveryHost
+    start: Background
+    background: list[Background] = field(default_factory=list)
+
+
+def build_worker(name: str, settings: Settings) -> HostedWorker:
+    """One worker of `pipeline.WORKERS`. Raises `Misconfigured` for a name that is none."""
+    if name not in WORKERS:
+        message = f"expected a worker out of {', '.join(WORKERS)}, got another name"
+        raise Misconfigured(message)
+    deployment = Deployment(settings)
+    broker = KafkaBroker(settings.kafka, client_id=f"expunge-{name}-{settings.instance}")
+    wake = asyncio.Event()
+    handlers, background, kinds = _stages(name, deployment, wake)
+    directory = deployment.worker_directory(name)
+    directory.mkdir(parents=True, exist_ok=True)
+    host = DeliveryHost(
+        worker=name,
+        ledger=deployment.ledger,
+        broker=broker,
+        handlers=handlers,
+        parking=Parking(deployment.keys.parking()),
+        in_flight={topic: InFlight(directory / f"in-flight-{topic}") for topic in handlers},
+        clock=now,
+        committed=wake.set,
+    )
+
+    async def start() -> None:
+        await deployment.ledger.open()
+        await broker.start()
+        await host.recover()
+        metrics.BUILD.info({"version": __version__})
+
+    async def parked() -> None:
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            await host.retry_due()
+
+    async def relay() -> None:
+        while True:
+            await asyncio.sleep(RELAY_SECONDS)
+            await host.publish_outbox(age=LEFT_BEHIND_SECONDS)
+
+    running: list[Background] = [parked, relay, *(_with_host(one, host) for one in background)]
+    if kinds:
+
+        async def tasks() -> None:
+            await run_tasks(
+                ledger=deployment.ledger, kinds=kinds, stop=asyncio.Event(), finished=_ignoring(host.publish_outbox)
+            )
+
+        running.append(tasks)
+    return HostedWorker(name, host, start, running)
+
+
+def _with_host(make: Callable[[DeliveryHost], Background], host: DeliveryHost) -> Background:
+    return make(host)
+
+
+def _ignoring(publish: Callable[[], Awaitable[int]]) -> Background:
+    async def run() -> None:
+        await publish()
+
+    return run
+
+
+_Stages = tuple[dict[str, Sequence[Handler]], list[Callable[[DeliveryHost], Background]], dict[str, Work]]
+
+
+def _stages(name: str, deployment: Deployment, wake: asyncio.Event) -> _Stages:
+    """A worker's handlers by topic, its own loops, and its task kinds."""
+    consumes = [topic.name for topic in WORKERS[name].consumes]
+    match name:
+        case "register":
+            return {consumes[0]: [_register(deployment)]}, [], {}
+        case "coordinate":
+            return _coordinate(deployment, wake)
+        case "purge" | "invalidate":
+            made = Purge if name == "purge" else Invalidate
+            stage = made(
+                ledger=deployment.ledger,
+                scopes=Scopes(sealed=deployment.sealed, keys=deployment.keys),
+                stores=deployment.stores(),
+                signers=deployment.executors(),
+                clock=now,
+                holder=f"{name}-{deployment.settings.instance}",
+                inline_leaves=deployment.settings.inline_leaves,
+            )
+            return {consumes[0]: [stage]}, [], {stage.task_kind: stage.task}
+        case "rescan":
+            settings = deployment.settings
+            rescan = Rescan(
+                ledger=deployment.ledger,
+                scopes=Scopes(sealed=deployment.sealed, keys=deployment.keys),
+                sealed=deployment.sealed,
+                readers={store: open_reader(url, store) for store, url in settings.stores.items()},
+                signer=deployment.signers.signer(Role.RESCANNER),
+                clock=now,
+                max_attempts=settings.attempts,
+                inline_leaves=settings.inline_leaves,
+            )
+            return {consumes[0]: [rescan]}, [], {rescan.task_kind: rescan.task}
+        case "retrain":
+            return {consumes[0]: [_retrain(deployment)]}, [], {}
+        case _:
+            return {}, [_audit(deployment)], {}
+
+
+def _register(deployment: Deployment) -> Register:
+    return Register(
+        keys=deployment.keys,
+        signer=deployment.signers.signer(Role.REGISTER),
+        clock=now,
+        suppression_key=deployment.journal.key,
+    )
+
+
+def _retrain(deployment: Deployment) -> Retrain:
+    return Retrain(
+        ledger=deployment.ledger,
+        scopes=Scopes(sealed=deployment.sealed, keys=deployment.keys),
+        signer=deployment.signers.signer(Role.RETRAINER),
+        stores=deployment.stores(),
+        clock=now,
+        policy=deployment.policy,
+    )
+
+
+def _coordinate(deployment: Deployment, wake: asyncio.Event) -> _Stages:
+    policy = deployment.policy
+    scope_signer = deployment.signers.signer(Role.SCOPE)
+    intake = Intake(
+        ledger=deployment.ledger,
+        journal=deployment.journal,
+        keys=deployment.keys,
+        sealed=deployment.sealed,
+        scope_signer=scope_signer,
+        clock=now,
+        policy=policy,
+        audience=deployment.settings.audience,
+    )
+    plan = Plan(
+        ledger=deployment.ledger,
+        journal=deployment.journal,
+        keys=deployment.keys,
+        sealed=deployment.sealed,
+        signer=scope_signer,
+        clock=now,
+        policy=policy,
+        new_id=uuid4,
+        rewrites_unit=deployment.rewrites_unit,
+    )
+    prove = Prove(
+        ledger=deployment.ledger,
+        store=deployment.tiles,
+        key=deployment.signers.log_key(),
+        origin=deployment.settings.origin,
+        clock=now,
+    )
+    dispatch = Dispatch(signer=scope_signer, clock=now, policy=policy, rewrites_unit=deployment.rewrites_unit)
+    certify = Certify(
+        sealed=deployment.sealed,
+        keys=deployment.keys,
+        signer=deployment.signers.signer(Role.CERTIFIER),
+        clock=now,
+        issuer=deployment.settings.issuer or deployment.settings.audience,
+        not_covered=deployment.settings.not_covered,
+    )
+
+    def turns(host: DeliveryHost) -> Background:
+        return Coordinator(
+            ledger=deployment.ledger,
+            plan=plan,
+            prove=prove,
+            dispatch=dispatch,
+            certify=certify,
+            window_seconds=policy.window.total_seconds(),
+            clock=now,
+            publish_outbox=host.publish_outbox,
+            wake=wake,
+        ).run
+
+    requests, outcomes = (topic.name for topic in WORKERS["coordinate"].consumes)
+    return {requests: [intake], outcomes: [dispatch, certify]}, [turns], {}
+
+
+def _audit(deployment: Deployment) -> Callable[[DeliveryHost], Background]:
+    def timer(host: DeliveryHost) -> Background:
+        audit = Audit(
+            ledger=deployment.ledger,
+            tiles=deployment.tiles,
+            trust=deployment.signers.trust(deployment.settings.issuer or deployment.settings.audience, deployment.settings.origin),
+            clock=now,
+        )
+
+        async def run() -> None:
+            while True:
+                await audit.run()
+                await host.publish_outbox()
+                host.progress += 1
+                await asyncio.sleep(deployment.settings.audit_seconds)
+
+        return run
+
+    return timer
+
+
+def topics() -> dict[str, int]:
+    """Every topic and its partitions."""
+    return {name: topic.partitions for name, topic in TOPICS.items()}

@@ -1,0 +1,132 @@
+"""The coordinate worker's own loop: plan, prove, dispatch and certify hand over through rows, in one process.
+
+Each turn: seal sweeps from what waits, publish a checkpoint over new rows, and in one transaction record it, order the
+work of newly published scopes, announce certificates. Woken by commits; looks again by itself, so that a crash between
+any two steps is picked up by the next turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+import structlog
+
+from expunge import metrics
+from expunge.domain.errors import Retryable
+from expunge.ports import Clock, Ledger, Tx
+from expunge.stages.certify import Certify
+from expunge.stages.dispatch import Dispatch
+from expunge.stages.plan import ORDER, PEOPLE, Plan
+from expunge.stages.prove import Prove
+
+IDLE_SECONDS: Final = 0.5
+REDRIVE_SECONDS: Final = 1.0
+STALLED_SECONDS: Final = 30.0
+"""A run of chunks that has not moved for this long is ordered again."""
+GAUGES_SECONDS: Final = 5.0
+
+_log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class Coordinator:
+    """Runs the turns. `wake` is set by whoever committed rows that a turn may move on."""
+
+    ledger: Ledger
+    plan: Plan
+    prove: Prove
+    dispatch: Dispatch
+    certify: Certify
+    window_seconds: float
+    clock: Clock
+    publish_outbox: Callable[[], Awaitable[int]]
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    _redriven: float = 0.0
+    _gauged: float = 0.0
+
+    async def run(self) -> None:
+        """Turn until cancelled. A passing fault of the database waits; anything else ends the process."""
+        while True:
+            try:
+                moved = await self.turn()
+                await self.upkeep()
+            except Retryable as error:
+                _log.warning("coordinator waits", reason=str(error))
+                moved = False
+                await asyncio.sleep(IDLE_SECONDS)
+            if not moved:
+                try:
+                    await asyncio.wait_for(self.wake.wait(), IDLE_SECONDS)
+                except TimeoutError:
+                    pass
+            self.wake.clear()
+
+    async def turn(self) -> bool:
+        """Move everything that can move one step on; whether anything did."""
+        moved = await self._seal()
+        published = await self.prove.publish()
+        if published is None:
+            return moved
+        async with self.ledger.transaction() as tx:
+            await self.prove.record(published, tx)
+            await self.dispatch.published(published.size, tx)
+            await self.certify.issue(published.size, tx)
+        metrics.LOG_SIZE.set(published.size)
+        await self.publish_outbox()
+        return True
+
+    async def _seal(self) -> bool:
+        waiting = await self.plan.waiting()
+        moved = False
+        if PEOPLE in waiting:
+            _count, since = waiting[PEOPLE]
+            age = (self.clock() - since).total_seconds()
+            if 0 <= age < self.window_seconds:
+                await asyncio.sleep(self.window_seconds - age)
+            moved = await self.plan.seal_people() is not None
+        if ORDER in waiting:
+            moved |= await self.plan.seal_order() is not None
+        return moved
+
+    async def upkeep(self) -> None:
+        """Re-drive, expire, look at what may only lack a look, and set gauges: each at its own pace."""
+        now = time.monotonic()
+        if now - self._redriven >= REDRIVE_SECONDS:
+            self._redriven = now
+            async with self.ledger.transaction() as tx:
+                ordered = await self.dispatch.redrive(tx, age=STALLED_SECONDS)
+                await self.dispatch.expire(tx)
+                stale = await self.certify.stale(tx, age=STALLED_SECONDS)
+                if stale:
+                    await self.certify.check(stale, tx)
+            if ordered or stale:
+                await self.publish_outbox()
+        if now - self._gauged >= GAUGES_SECONDS:
+            self._gauged = now
+            async with self.ledger.transaction() as tx:
+                await set_gauges(tx)
+
+
+async def set_gauges(tx: Tx) -> None:
+    """State gauges, from rows."""
+    for family, query in (
+        (metrics.REQUESTS, "gauge_requests"),
+        (metrics.WORK_OPEN, "gauge_work"),
+        (metrics.MODELS, "gauge_models"),
+        (metrics.RETRAINING, "gauge_retraining"),
+        (metrics.RETRIES, "gauge_retries"),
+        (metrics.DEAD_LETTERS, "gauge_dead_letters"),
+        (metrics.OLDEST_OPEN_SECONDS, "gauge_oldest"),
+    ):
+        family.clear()
+        for *labels, value in await tx.fetch(query):
+            family.labels(*labels).set(float(value))
+    for ((value,),), gauge in (
+        (await tx.fetch("gauge_deadline"), metrics.NEAREST_DEADLINE),
+        (await tx.fetch("gauge_outbox"), metrics.OUTBOX),
+    ):
+        gauge.set(float(value or 0))

@@ -1,0 +1,108 @@
+"""One worker as a process: logging, health server, Faust."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+import structlog
+from aiohttp import web
+
+from expunge import metrics
+from expunge.domain.errors import Retryable
+from expunge.settings import Settings
+from expunge.wiring import Background, HostedWorker, build_worker
+
+COMMITTED_SECONDS = 5.0
+
+
+def configure_logging(level: str) -> None:
+    """JSON lines on stderr. Code logs codes, ids of ours and counts; nothing that came from a request."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping().get(level.upper(), 20)),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
+def run_worker(name: str, settings: Settings) -> None:
+    """Run one worker until a signal; exits the process."""
+    from expunge.workers import agent  # noqa: PLC0415 - importing Faust takes a second; only workers pay it
+    from expunge.workers.health import Health, serve  # noqa: PLC0415 - see above
+
+    configure_logging(settings.log_level)
+    worker = build_worker(name, settings)
+    directory = settings.data / "workers" / f"{name}-{settings.instance}"
+    ready = asyncio.Event()
+
+    async def is_ready() -> bool:
+        if not ready.is_set():
+            return False
+        try:
+            async with asyncio.timeout(5), worker.host.ledger.transaction() as tx:
+                await tx.fetch("ready")
+        except (Retryable, TimeoutError):
+            return False
+        return True
+
+    async def start() -> None:
+        await worker.start()
+        health = Health(ready=is_ready, progress=lambda: worker.host.progress, waiting=lambda: False)
+        runner = await serve(health, host=settings.metrics_host, port=settings.metrics_port)
+        _announce(directory, name, runner)
+        ready.set()
+
+    async def watch_commits() -> None:
+        while True:
+            await asyncio.sleep(COMMITTED_SECONDS)
+            async with worker.host.ledger.transaction() as tx:
+                handled = {
+                    (topic, partition): offset
+                    for topic, partition, offset in await tx.fetch("delivery_positions", worker=name)
+                }
+            above = dict.fromkeys(worker.host.topics, 0)
+            for (topic, partition), offset in agent.committed_offsets(app).items():
+                if topic in above:
+                    above[topic] += max(0, offset - handled.get((topic, partition), 0))
+            for topic, count in above.items():
+                metrics.COMMITTED_ABOVE_HANDLED.labels(name, topic).set(count)
+
+    background: list[Background] = [*worker.background, watch_commits]
+    if not worker.host.topics:
+        asyncio.run(_without_topics(worker, start, background))
+        return
+    app = agent.build_app(
+        worker.host, bootstrap=settings.kafka, instance=f"{name}-{settings.instance}", directory=directory, start=start,
+        background=background,
+    )  # fmt: skip
+    agent.run(app)
+
+
+async def _without_topics(worker: HostedWorker, start: Background, background: list[Background]) -> None:
+    """A worker that works from a timer alone needs no Faust."""
+    await start()
+    loop = asyncio.get_running_loop()
+    tasks = [asyncio.ensure_future(one()) for one in background]
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, lambda: [task.cancel() for task in tasks])
+    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+    for task in done:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            raise error
+
+
+def _announce(directory: Path, name: str, runner: web.AppRunner) -> None:
+    """Write where the health server listens, for whoever started us with port 0."""
+    host, port = runner.addresses[0][:2]
+    new = directory / "listening.json.new"
+    new.write_text(json.dumps({"worker": name, "host": host, "port": port, "pid": os.getpid()}), encoding="ascii")
+    new.replace(directory / "listening.json")

@@ -1,0 +1,202 @@
+"""The embedded mode: real PostgreSQL and Kafka from wheels, one process per worker, all on loopback, stopped together.
+
+For a first look, development, tests and benchmarks. Directory layout: `postgres/`, `kafka/`, `data/` (keys, sealed
+files, evidence log, journal), `logs/`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import psycopg
+
+from expunge.adapters.ledger.postgres import migrate
+from expunge.domain.errors import ExpungeError
+from expunge.embedded.kafka import EmbeddedKafka
+from expunge.embedded.postgres import EmbeddedPostgres
+from expunge.pipeline import WORKERS
+from expunge.settings import Settings
+from expunge.wiring import Deployment, topics
+
+START_SECONDS = 60.0
+STOP_SECONDS = 15.0
+
+
+class WorkerFailed(ExpungeError):
+    """A worker ended or never became ready; its log says why."""
+
+
+class Embedded:
+    """Servers and workers of one embedded deployment. Use as a context manager, or `start` and `stop`."""
+
+    def __init__(
+        self, directory: Path, *, audience: str, issuer: str = "", stores: Mapping[str, str] | None = None,
+        workers: Sequence[str] = tuple(WORKERS), durable: bool = True, overrides: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        self.directory = directory
+        self._audience = audience
+        self._issuer = issuer
+        self._stores = dict(stores or {})
+        self._names = workers
+        self._durable = durable
+        self._overrides = dict(overrides or {})
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.postgres: EmbeddedPostgres
+        self.kafka: EmbeddedKafka
+        self.settings: Settings
+
+    def __enter__(self) -> Self:
+        """Start servers (not the workers, so that stores can be made first)."""
+        self.start_servers()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:  # fmt: skip
+        """Stop everything."""
+        self.stop()
+
+    def start_servers(self, progress: Callable[[str], None] = lambda _: None) -> None:
+        """PostgreSQL and Kafka, at once; schema, topics, keys."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with ThreadPoolExecutor(2) as pool:
+            kafka = pool.submit(EmbeddedKafka.start, self.directory / "kafka")
+            try:
+                self.postgres = EmbeddedPostgres.start(self.directory / "postgres", durable=self._durable)
+                progress("PostgreSQL is up")
+            finally:
+                self.kafka = kafka.result()
+        progress("Kafka is up")
+        dsn = self.postgres.create_database("expunge")
+        migrate(dsn)
+        self.kafka.create_topics(topics())
+        self.settings = Settings(
+            database=dsn,
+            kafka=self.kafka.bootstrap,
+            data=self.directory / "data",
+            audience=self._audience,
+            issuer=self._issuer,
+            stores=self._stores,
+            **self._overrides,
+        )
+
+    def use_stores(self, stores: Mapping[str, str]) -> None:
+        """Set the stores before workers start."""
+        self._stores = dict(stores)
+        self.settings = self.settings.model_copy(update={"stores": self._stores})
+
+    @property
+    def deployment(self) -> Deployment:
+        """The adapters of this deployment, for its own process."""
+        return Deployment(self.settings)
+
+    def start_workers(self, progress: Callable[[str], None] = lambda _: None) -> None:
+        """One process per worker; returns when all are ready. Raises `WorkerFailed`."""
+        self.deployment.signers.generate(stores=list(self._stores))
+        for name in self._names:
+            self.start_worker(name)
+        for name in self._names:
+            self.wait_ready(name)
+            progress(f"worker {name} is ready")
+
+    def start_worker(self, name: str, instance: str = "0") -> subprocess.Popen[bytes]:
+        """Start one worker instance; it may not be ready yet."""
+        key = name if instance == "0" else f"{name}-{instance}"
+        state = self.settings.data / "workers" / f"{name}-{instance}"
+        state.mkdir(parents=True, exist_ok=True)
+        (state / "listening.json").unlink(missing_ok=True)
+        logs = self.directory / "logs"
+        logs.mkdir(exist_ok=True)
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("EXPUNGE_")}
+        environment |= self.settings.model_copy(update={"instance": instance}).environment()
+        # Workers do small linear algebra at most; one BLAS thread each keeps two cores for everybody.
+        environment |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        with (logs / f"{key}.log").open("ab") as log:
+            process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+                [sys.executable, "-m", "expunge", "worker", name],
+                env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+        self._processes[key] = process
+        return process
+
+    def wait_ready(self, name: str, instance: str = "0") -> None:
+        """Wait until a worker answers `/readyz`. Raises `WorkerFailed` when it ends or takes over 60 s."""
+        key = name if instance == "0" else f"{name}-{instance}"
+        deadline = time.monotonic() + START_SECONDS
+        while not self._answers(name, instance):
+            if self._processes[key].poll() is not None or time.monotonic() > deadline:
+                message = f"worker {name} did not become ready; see {self.directory / 'logs' / (key + '.log')}"
+                raise WorkerFailed(message)
+            time.sleep(0.05)
+
+    def health_url(self, name: str, instance: str = "0") -> str | None:
+        """Where a worker serves `/metrics`, once it does."""
+        path = self.settings.data / "workers" / f"{name}-{instance}" / "listening.json"
+        try:
+            found = json.loads(path.read_text(encoding="ascii"))
+        except (FileNotFoundError, ValueError):
+            return None
+        return f"http://{found['host']}:{found['port']}"
+
+    def _answers(self, name: str, instance: str) -> bool:
+        url = self.health_url(name, instance)
+        if url is None:
+            return False
+        try:
+            with urllib.request.urlopen(f"{url}/readyz", timeout=2) as answer:  # noqa: S310 - loopback, our own worker
+                return bool(answer.status == 200)  # noqa: PLR2004 - HTTP OK
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def ended(self) -> list[str]:
+        """Workers that have ended."""
+        return [name for name, process in self._processes.items() if process.poll() is not None]
+
+    def kill_worker(self, name: str) -> None:
+        """SIGKILL, for tests of crashes."""
+        process = self._processes.pop(name)
+        process.kill()
+        process.wait()
+
+    def stop_workers(self) -> None:
+        """SIGTERM to all, SIGKILL to what has not gone after 15 s."""
+        for process in self._processes.values():
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + STOP_SECONDS
+        for process in self._processes.values():
+            try:
+                process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self._processes.clear()
+
+    def stop(self) -> None:
+        """Workers, then servers. May be called at any point of a start."""
+        self.stop_workers()
+        for server in ("kafka", "postgres"):
+            if hasattr(self, server):
+                getattr(self, server).stop()
+
+
+def register_key(dsn: str, *, role: str, name: str, public: bytes, key_id: str, scope: Mapping[str, Any] | None = None) -> None:
+    """Let a publisher's or approver's key sign requests. Registering it again changes nothing."""
+    with psycopg.connect(dsn) as connection:
+        connection.execute(
+            "insert into trusted_key (key_id, role, name, public, scope, valid_from)"
+            " values (%s, %s, %s, %s, %s, clock_timestamp()) on conflict do nothing",
+            (key_id, role, name, public, json.dumps(dict(scope or {}))),
+        )

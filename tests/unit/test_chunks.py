@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from uuid import UUID
+
+import numpy as np
+import pytest
+
+from expunge.chunks import orders, units
+from expunge.chunks.orders import Claim, Finding, Past
+from expunge.chunks.units import Doing, around_hostile, both, gather
+from expunge.domain import dsse, merkle, needles, statement
+from expunge.domain.errors import Rejected, Tampered
+from expunge.domain.events import SweepId, WorkOrdered
+from expunge.domain.needles import Needle
+from expunge.domain.words import Kind, Level, Outcome, Role, Step
+from expunge.ports import Outcomes
+from tests.scopes import Sealing, SeedSigner, TreeOf
+
+SWEEP = UUID("11111111-1111-4111-8111-111111111111")
+OTHER = UUID("22222222-2222-4222-8222-222222222222")
+AT = datetime(2026, 11, 23, 4, 5, 6, 789, tzinfo=UTC)
+
+
+def order_of(sweep: UUID, end: int = 1, step: Step = Step.ERASE, attempt: int = 0) -> WorkOrdered:
+    return WorkOrdered(
+        step=step, sweep_id=SweepId(str(sweep)), tree=0, first_chunk=0, end_chunk=end, attempt=attempt
+    )  # fmt: skip
+
+
+def codes(*values: int) -> Outcomes:
+    return np.array(values, np.uint8)
+
+
+def doing_of(
+    sealing: Sealing, sweep_id: UUID, artifacts: Sequence[tuple[str, str]], excluded: Sequence[int] = (), end: int = 1
+) -> Doing:
+    sweep = sealing.seal(sweep_id, [TreeOf(Kind.IMAGE, "fs", artifacts)])
+    claim = Claim(order_of(sweep_id, end), sweep, np.array(excluded, np.uint32), {})
+    return Doing(claim, sealing.scopes().open(sweep))
+
+
+def test_a_run_is_read_in_physical_order_with_one_slice_per_unit() -> None:
+    artifacts = [(f"u{n % 3}", f"a{n:05}") for n in range(2500)]
+    doing = doing_of(Sealing(), SWEEP, artifacts, end=3)
+    assert list(zip([doing.run.units[u] for u in doing.run.unit], doing.run.locators, strict=True)) == sorted(artifacts)
+    assert doing.run.slices() == [("u0", 0, 834), ("u1", 834, 1667), ("u2", 1667, 2500)]
+    assert doing.run.positions(2) == slice(2048, 2500)
+
+
+def test_chunks_that_the_sweep_does_not_have_are_rejected() -> None:
+    sealing = Sealing()
+    sweep = sealing.seal(SWEEP, [TreeOf(Kind.IMAGE, "fs", [("u", "a")])])
+    scope = sealing.scopes().open(sweep)
+    for tree, first, end in ((1, 0, 1), (0, 0, 2), (0, 1, 1)):
+        with pytest.raises(Rejected, match="expected chunks"):
+            scope.run(tree, first, end)
+
+
+def test_a_scope_file_that_is_not_the_sealed_one_is_tampered() -> None:
+    sealing = Sealing()
+    sweep = sealing.seal(SWEEP, [TreeOf(Kind.IMAGE, "fs", [("u", "a")])])
+    sealing.sealed.files[f"{SWEEP}.scope"] += b"x"
+    with pytest.raises(Tampered):
+        sealing.scopes().open(sweep)
+
+
+def test_a_lost_file_and_a_destroyed_key_are_rejected_by_name() -> None:
+    sealing = Sealing()
+    sweep = sealing.seal(SWEEP, [TreeOf(Kind.IMAGE, "fs", [("u", "a")])])
+    data = sealing.sealed.files.pop(f"{SWEEP}.scope")
+    with pytest.raises(Rejected) as lost:
+        sealing.scopes().open(sweep)
+    sealing.sealed.files[f"{SWEEP}.scope"] = data
+    sealing.keys.destroy(sweep.bucket)
+    with pytest.raises(Rejected) as destroyed:
+        sealing.scopes().open(sweep)
+    assert (lost.value.code, destroyed.value.code) == ("scope-lost", "key-destroyed")
+
+
+def test_leaves_of_several_orders_meet_in_one_unit_work() -> None:
+    sealing = Sealing()
+    one = doing_of(sealing, SWEEP, [("u", "a"), ("u", "b"), ("v", "c")], excluded=[1])
+    other = doing_of(sealing, OTHER, [("u", "a"), ("u", "d")])
+    works = gather([one, other], lambda doing: doing.cover & ~doing.excluded())
+    assert [(work.unit, work.locators()) for work in works] == [("u", ["a", "d"]), ("v", ["c"])]
+    works[0].spread(["a", "d"], codes(Outcome.GONE, Outcome.BLOCKED))
+    assert [said.tolist() for said in works[0].said] == [[Outcome.GONE], [Outcome.GONE, Outcome.BLOCKED]]
+
+
+def test_work_is_cut_into_stretches_of_like_size() -> None:
+    doing = doing_of(Sealing(), SWEEP, [(f"u{n // 10:02}", f"{n:03}") for n in range(200)])
+    works = gather([doing], lambda one: one.cover)
+    assert [len(piece) for piece in units.pieces(works, 4)] == [5, 5, 5, 5]
+    assert units.pieces([], 4) == []
+
+
+def test_one_hostile_name_costs_only_itself() -> None:
+    def call(some: Sequence[str]) -> Outcomes:
+        if "../x" in some:
+            raise Rejected("hostile-locator", "expected a name, got a path")
+        return np.full(len(some), Outcome.GONE, np.uint8)
+
+    told = around_hostile(["a", "b", "../x", "c", "d"], call, Outcome.FAILED)
+    assert told.tolist() == [1, 1, Outcome.FAILED, 1, 1]
+
+
+G, E, A, X, B, F, P = (Outcome(n) for n in range(1, 8))
+
+
+@pytest.mark.parametrize(
+    ("answered", "presence", "outcome"),
+    [(G, P, G), (A, P, G), (A, A, A), (A, E, E), (G, A, G), (B, P, B), (0, P, 0), (F, P, F)],
+)
+def test_what_a_stores_answer_means(answered: int, presence: int, outcome: int) -> None:
+    assert orders.erased(codes(answered), codes(presence)).tolist() == [outcome]
+
+
+@pytest.mark.parametrize(
+    ("present", "presence", "stands", "outcome"),
+    [
+        (False, P, G, G), (False, A, A, A), (False, E, E, E), (False, A, G, G), (False, P, 0, G), (False, P, B, G),
+        (True, P, G, P), (True, P, 0, 0), (True, P, B, B), (True, P, F, F), (True, A, A, P), (True, P, X, X),
+        (False, P, X, X),
+    ],
+)  # fmt: skip
+def test_what_step_absence_makes_of_what_it_sees(present: bool, presence: int, stands: int, outcome: int) -> None:  # noqa: FBT001
+    assert orders.verified(np.array([present]), codes(presence), codes(stands)).tolist() == [outcome]
+
+
+def test_a_later_attempt_covers_what_is_open_blocked_or_found_again() -> None:
+    past = [
+        Past(Step.PRESENCE, 0, codes(P, P, P, P, A), None),
+        Past(Step.ERASE, 0, codes(G, 0, B, G, A), None),
+        Past(Step.ABSENCE, 0, codes(G, 0, B, P, A), None),
+    ]
+    assert orders.covered(past, Step.ERASE, 5).tolist() == [False, True, True, True, False]
+    assert orders.covered(past, Step.ABSENCE, 5).tolist() == [False, True, True, True, False]
+    past.append(Past(Step.ERASE, 1, codes(0, G, G, G, 0), None))
+    assert orders.covered(past, Step.ERASE, 5).tolist() == [False] * 5
+    assert orders.standing(past, 5).tolist() == [G, G, G, G, A]
+    assert orders.covered_outcomes(past, Step.ERASE, 1).tolist() == [G, G, G]
+
+
+def test_run_lengths_are_those_of_the_statement() -> None:
+    outcomes = np.random.default_rng(5).integers(0, 3, 1000).astype(np.uint8)
+    assert orders.encoded(outcomes) == statement.runs(outcomes.tolist())
+
+
+def test_units_of_a_chunk_are_told_together_at_the_lower_level() -> None:
+    told = both(Finding(Level.FILE_ABSENT, "unlink", ("b",)), Finding(Level.UNREACHABLE, "rewrite", ("a", "b")))
+    assert told == Finding(Level.UNREACHABLE, "rewrite+unlink", ("a", "b"))
+
+
+def test_a_chunk_statement_names_its_subtree_and_its_predecessor() -> None:
+    sealing = Sealing()
+    sweep = sealing.seal(SWEEP, [TreeOf(Kind.IMAGE, "fs", [("u", f"{n:04}") for n in range(1030)])])
+    signer = SeedSigner(Role.EXECUTOR)
+    past: dict[int, list[Past]] = {}
+    first = Doing(Claim(order_of(SWEEP, 2), sweep, np.zeros(0, np.uint32), past), sealing.scopes().open(sweep))
+    first.outcomes[:] = Outcome.GONE
+    first.outcomes[1027] = Outcome.OPEN
+    rows = first.rows(signer, AT)
+    assert first.rows(signer, AT) == rows
+    for row in rows:
+        past[row.chunk] = [Past(row.step, row.attempt, np.frombuffer(row.outcomes, np.uint8), row.envelope)]
+    again = Doing(
+        Claim(order_of(SWEEP, 2, attempt=1), sweep, np.zeros(0, np.uint32), past), sealing.scopes().open(sweep)
+    )
+    again.outcomes[:] = Outcome.GONE
+    (row,) = again.rows(signer, AT)
+
+    read = dsse.verify(dsse.parse(row.envelope), signer.public, statement.PAYLOAD_TYPE)
+    parsed = statement.parse(read)
+    said = parsed.predicate
+    assert isinstance(said, statement.Chunk)
+    hashes = first.run.hashes[1]
+    assert (said.start, said.end, said.attempt) == (1024, 1030, 1)
+    assert said.outcomes == ((Outcome.OPEN, 3), (Outcome.GONE, 1), (Outcome.OPEN, 2))
+    assert said.chunk_root == merkle.root(hashes).hex()
+    assert parsed.subjects == {"leaf-hashes": hashlib.sha256(hashes).hexdigest()}
+    assert said.previous == hashlib.sha256(dsse.parse(rows[1].envelope).payload).hexdigest()
+    assert said.scope == sweep.scope_digest.hex()
+    assert said.at == AT.replace(microsecond=0)
+
+
+
+def test_the_sample_follows_from_the_checkpoint_and_nothing_else() -> None:
+    root = bytes(range(32))
+    drawn = needles.sample(root, SWEEP, tree=1, chunk=7, leaves=1024, count=8)
+    assert drawn == needles.sample(root, SWEEP, tree=1, chunk=7, leaves=1024, count=8)
+    assert drawn == [0, 37, 465, 532, 566, 626, 701, 796]
+    assert drawn != needles.sample(root[::-1], SWEEP, tree=1, chunk=7, leaves=1024, count=8)
+    assert drawn != needles.sample(root, SWEEP, tree=1, chunk=8, leaves=1024, count=8)
+    assert needles.sample(root, SWEEP, tree=1, chunk=7, leaves=3, count=8) == [0, 1, 2]
+    assert needles.sample(root, SWEEP, tree=1, chunk=7, leaves=0, count=8) == []
+
+
+def test_samples_are_spread_evenly() -> None:
+    counts = np.zeros(64)
+    for chunk in range(2000):
+        drawn = needles.sample(bytes(32), SWEEP, tree=0, chunk=chunk, leaves=64, count=8)
+        assert len(drawn) == 8
+        counts[drawn] += 1
+    assert 190 < counts.min() <= counts.max() < 310
+
+
+def test_needle_files_open_only_under_their_key_and_name() -> None:
+    cut = [Needle(5, 1, b"x" * 32), Needle(70000, 2**40, b"y" * 12)]
+    sealed = needles.seal(b"k" * 32, "name", cut)
+    assert needles.unseal(b"k" * 32, "name", sealed) == [cut[0], Needle(70000, 2**32 - 1, b"y" * 12)]
+    assert needles.unseal(b"k" * 32, "name", needles.seal(b"k" * 32, "name", [])) == []
+    assert b"xxxx" not in sealed
+    for key, name, data in ((b"l" * 32, "name", sealed), (b"k" * 32, "other", sealed), (b"k" * 32, "name", sealed[:-1])):
+        with pytest.raises(Tampered):
+            needles.unseal(key, name, data)
