@@ -123,9 +123,8 @@ async def run_one(
     except asyncio.CancelledError:
         await lease.later(0)
         raise
-    except Exception as error:
-        # Parked, not dropped: the row stays, its age is watched, and the next worker version may well do it. Messages of
-        # foreign errors may quote data, so only their type and place are logged.
+    except Exception as error:  # noqa: BLE001 - parked, not dropped: the row stays, and its age is watched
+        # Messages of foreign errors may quote data, so only their type and place are logged.
         detail = str(error) if isinstance(error, ExpungeError) else type(error).__name__
         place = traceback.extract_tb(error.__traceback__)[-1]
         log.error(  # noqa: TRY400 - see above

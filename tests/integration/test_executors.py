@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -14,12 +15,13 @@ import psycopg
 import pytest
 
 from expunge.adapters.ledger.postgres import PostgresLedger, migrate
+from expunge.adapters.stores.local import LocalReader, LocalStore
 from expunge.adapters.stores.memory import MemoryReader, MemoryStore, Space
 from expunge.chunks.scopes import Sweep
 from expunge.domain import dsse, events, needles, statement
 from expunge.domain.errors import FencedOff, Misconfigured, Retryable
 from expunge.domain.events import SweepId, WorkOrdered
-from expunge.domain.words import Kind, Level, Outcome, Role, Step
+from expunge.domain.words import Kind, Level, Role, Step
 from expunge.ports import Delivery, Refused
 from expunge.record import event_id
 from expunge.stages.invalidate import Invalidate
@@ -91,7 +93,11 @@ class World:
             sweep_id, state, BUCKET, len(artifacts), sweep.scope_digest, sweep.file_digest,
         )  # fmt: skip
         chunks = -(-len(artifacts) // 1024)
-        self.sql("insert into work (sweep_id, tree, first_chunk, end_chunk, step) values (%s, 0, 0, %s, '-')", sweep_id, chunks)
+        self.sql(
+            "insert into work (sweep_id, tree, first_chunk, end_chunk, step) values (%s, 0, 0, %s, '-')",
+            sweep_id,
+            chunks,
+        )
         self.sql("insert into log_checkpoint (size, root) values (5, %s) on conflict do nothing", bytes(range(32)))
         return sweep
 
@@ -111,7 +117,7 @@ class World:
         )  # fmt: skip
 
     async def handle(self, handler: Handler, *orders: WorkOrdered) -> list[Refused]:
-        acted = await handler.act([delivery(order) for order in orders])
+        acted: Any = await handler.act([delivery(order) for order in orders])
         async with self.ledger.transaction() as tx:
             return await handler.commit(acted, tx)
 
@@ -127,7 +133,9 @@ class World:
 
     def statement(self, sweep_id: UUID, step: Step, attempt: int = 0, chunk: int = 0) -> statement.Chunk:
         key = RESCANNER if step in {Step.PRESENCE, Step.ABSENCE} else EXECUTOR
-        payload = dsse.verify(dsse.parse(self.envelope(sweep_id, step, attempt, chunk)), key.public, statement.PAYLOAD_TYPE)
+        payload = dsse.verify(
+            dsse.parse(self.envelope(sweep_id, step, attempt, chunk)), key.public, statement.PAYLOAD_TYPE
+        )
         said = statement.parse(payload).predicate
         assert isinstance(said, statement.Chunk)
         return said
@@ -438,6 +446,25 @@ async def test_a_holder_whose_unit_was_taken_over_changes_nothing(world: World) 
     assert world.sql("select kind, done_at from task") == [("purge-erase", None)]
 
 
+async def test_leases_are_renewed_while_a_store_is_slow(world: World) -> None:
+    world.plan(ONE, ABC)
+    world.fill(ABC)
+    await world.do(world.rescan(), ONE, Step.PRESENCE)
+    first: list[Any] = []
+
+    def until_renewed(call: str) -> None:
+        if call != "erase":
+            return
+        first.extend(now := world.sql("select max(lease_until) from unit_lease"))
+        while now <= first[:1]:
+            now = world.sql("select max(lease_until) from unit_lease")
+
+    world.space.on_call = until_renewed
+    await world.do(world.purge(lease_seconds=0.3), ONE, Step.ERASE)
+    assert world.outcomes(ONE, Step.ERASE) == [1, 1, 1]
+    assert world.sql("select count(*) from unit_lease") == [(0,)]
+
+
 async def test_what_exceeds_the_bound_is_done_beside_the_agent_and_resumed(world: World) -> None:
     artifacts = [(f"u{n // 100:02}", f"{n:04}") for n in range(2500)]
     world.plan(ONE, artifacts)
@@ -479,6 +506,24 @@ async def test_what_exceeds_the_bound_is_done_beside_the_agent_and_resumed(world
     assert world.statement(ONE, Step.ABSENCE, chunk=2).sampled == 8
 
 
+async def test_a_task_whose_order_was_refused_opens_again_when_ordered_again(world: World) -> None:
+    world.plan(ONE, ABC)
+    world.fill(ABC)
+    await world.do(world.rescan(), ONE, Step.PRESENCE)
+    purge = world.purge(inline_leaves=1)
+    await world.do(purge, ONE, Step.ERASE)
+    for state, left in (("void", 3), ("published", 0)):
+        world.sql("update sweep set state = %s", state)
+        world.sql("update task set not_before = now()")
+        assert await run_one(ledger=world.ledger, kinds={purge.task_kind: purge.task}, stop=asyncio.Event())
+        assert len(world.left()) == left
+        assert world.sql("select done_at is not null from task") == [(True,)]
+        if left:
+            world.sql("update sweep set state = 'published'")
+            await world.do(purge, ONE, Step.ERASE)
+    assert world.outcomes(ONE, Step.ERASE) == [1, 1, 1]
+
+
 async def test_an_unreachable_store_costs_no_attempt(world: World) -> None:
     world.plan(ONE, ABC)
     world.fill(ABC)
@@ -510,6 +555,20 @@ async def test_needles_are_of_the_sample_and_sealed(world: World) -> None:
     assert world.sealing.sealed.files[name] == sealed
 
 
+async def test_files_are_scanned_for_people_only_where_asked(world: World) -> None:
+    world.rewrites_unit = False
+    world.plan(ONE, ABC)
+    world.plan(TWO, [("u", "d")])
+    world.fill([*ABC, ("u", "d")])
+    for sweep, scan in ((ONE, False), (TWO, True)):
+        await world.do(world.rescan(scan_files=scan), sweep, Step.PRESENCE)
+        await world.do(world.purge(), sweep, Step.ERASE)
+        await world.do(world.rescan(scan_files=scan), sweep, Step.ABSENCE)
+    one, two = world.statement(ONE, Step.ABSENCE), world.statement(TWO, Step.ABSENCE)
+    assert (one.level, one.method, one.sampled) == (Level.UNREACHABLE, "probe", 0)
+    assert (two.level, two.method, two.sampled) == (Level.FILE_ABSENT, "probe+scan", 1)
+
+
 def test_the_rescanner_takes_no_store_that_can_erase() -> None:
     sealing = Sealing()
     with pytest.raises(Misconfigured):
@@ -534,6 +593,55 @@ async def test_no_locator_or_unit_is_logged(world: World, capsys: pytest.Capture
     await world.erase_all(ONE)
     await world.do(world.rescan(), ONE, Step.ABSENCE)
     assert "of-eve" not in "".join(capsys.readouterr())
+
+
+async def test_vectors_go_from_a_real_index_in_one_rewrite(world: World, tmp_path: Path) -> None:
+    faiss = pytest.importorskip("faiss", reason="NOT TESTED: faiss is not installed (extra `faiss`)")
+    from expunge.adapters.stores.faiss import FaissReader, FaissStore
+
+    store, reader = FaissStore(str(tmp_path), "index"), FaissReader(str(tmp_path), "index")
+    vectors = np.random.default_rng(3).normal(size=(3000, 16)).astype(np.float32)
+    store.create("faces.index", faiss.IndexIDMap2(faiss.IndexFlatL2(16)))
+    store.add("faces.index", np.arange(3000), vectors)
+    gone = [("faces.index", str(n)) for n in range(0, 3000, 2)]
+    world.plan(ONE, gone, kind=Kind.EMBEDDING, store="index")
+    invalidate = Invalidate(
+        ledger=world.ledger, scopes=world.sealing.scopes(), stores={"index": store}, signers={"index": EXECUTOR},
+        clock=lambda: AT, holder="invalidate-1",
+    )  # fmt: skip
+    rescan = Rescan(
+        ledger=world.ledger, scopes=world.sealing.scopes(), sealed=world.sealing.sealed, readers={"index": reader},
+        signer=RESCANNER, clock=lambda: AT, max_attempts=5,
+    )  # fmt: skip
+    await world.do(rescan, ONE, Step.PRESENCE)
+    await world.do(invalidate, ONE, Step.HIDE)
+    inode = (tmp_path / "faces.index").stat().st_ino
+    await world.do(invalidate, ONE, Step.ERASE)
+    assert (tmp_path / "faces.index").stat().st_ino != inode
+    await world.do(rescan, ONE, Step.ABSENCE)
+    assert world.outcomes(ONE, Step.ABSENCE) == [1] * 1500
+    assert reader.probe("faces.index", [str(n) for n in range(3000)]).sum() == 1500
+    said = world.statement(ONE, Step.ABSENCE, chunk=1)
+    assert (said.level, said.sampled, said.start, said.end) == (Level.FILE_ABSENT, 8, 1024, 1500)
+
+
+async def test_files_of_an_order_go_from_a_real_directory(world: World, tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    for name in ("a", "b", "kept"):
+        (tmp_path / "d" / name).write_bytes(content("d", name))
+    store, reader = LocalStore(str(tmp_path), "fs"), LocalReader(str(tmp_path), "fs")
+    world.plan(ONE, [("d", "a"), ("d", "b"), ("d", "../kept")])
+    world.sql("update sweep set class = 'order'")
+    purge, rescan = world.purge(), world.rescan()
+    purge._eraser._stores, rescan._readers = {"fs": store}, {"fs": reader}
+    await world.do(rescan, ONE, Step.PRESENCE)
+    assert [one.code for one in await world.do(purge, ONE, Step.HIDE)] == ["cannot-hide"]
+    await world.do(purge, ONE, Step.ERASE)
+    (tmp_path / "d" / "copy").write_bytes(content("d", "b"))
+    await world.do(rescan, ONE, Step.ABSENCE)
+    assert sorted(path.name for path in (tmp_path / "d").iterdir()) == ["copy", "kept"]
+    assert world.outcomes(ONE, Step.ERASE) == [6, 1, 1]
+    assert world.outcomes(ONE, Step.ABSENCE) == [6, 1, 7]
 
 
 # --- tasks

@@ -186,7 +186,6 @@ def test_a_chunk_statement_names_its_subtree_and_its_predecessor() -> None:
     assert said.at == AT.replace(microsecond=0)
 
 
-
 def test_the_sample_follows_from_the_checkpoint_and_nothing_else() -> None:
     root = bytes(range(32))
     drawn = needles.sample(root, SWEEP, tree=1, chunk=7, leaves=1024, count=8)
@@ -213,6 +212,10 @@ def test_needle_files_open_only_under_their_key_and_name() -> None:
     assert needles.unseal(b"k" * 32, "name", sealed) == [cut[0], Needle(70000, 2**32 - 1, b"y" * 12)]
     assert needles.unseal(b"k" * 32, "name", needles.seal(b"k" * 32, "name", [])) == []
     assert b"xxxx" not in sealed
-    for key, name, data in ((b"l" * 32, "name", sealed), (b"k" * 32, "other", sealed), (b"k" * 32, "name", sealed[:-1])):
+    for key, name, data in (
+        (b"l" * 32, "name", sealed),
+        (b"k" * 32, "other", sealed),
+        (b"k" * 32, "name", sealed[:-1]),
+    ):
         with pytest.raises(Tampered):
             needles.unseal(key, name, data)

@@ -142,6 +142,7 @@ class Eraser:
                 at = end
                 await task.save(_cursor(doing, at))
             await self._sign([doing], acted)
+        work_orders.tell(acted.refusals)
         if any(one.later for one in acted.refusals):
             raise Retryable("expected an order for a store of this worker, got one for another")
         return acted
@@ -216,6 +217,7 @@ class Eraser:
         finally:
             if heart is not None:
                 heart.cancel()
+                await asyncio.gather(heart, return_exceptions=True)
 
     async def _renew(self, tokens: list[int], holder: str) -> None:
         while True:
@@ -357,5 +359,3 @@ def _resume(doing: Doing, cursor: Mapping[str, object]) -> int:
             return at
         case _:
             return 0
-
-

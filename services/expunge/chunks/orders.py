@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 import numpy as np
+import structlog
 
 from expunge.chunks.scopes import OpenScope, Run, Sweep
 from expunge.domain import dsse, statement
@@ -33,6 +34,8 @@ UNSETTLED: Final = (Outcome.OPEN, Outcome.BLOCKED, Outcome.PRESENT)
 
 DEFER_SECONDS: Final = 1.0
 """How long what could not be done at once waits at first."""
+
+log = structlog.get_logger(__name__)
 
 _ORDER: Final = {step: number for number, step in enumerate(Step)}
 
@@ -157,7 +160,10 @@ async def claim(tx: Tx, orders: Sequence[WorkOrdered], *, effects: bool) -> Sort
         return Sorted()
     at = _arrays(orders)
     sweep_rows = await tx.fetch("execute_lock_sweeps" if effects else "execute_sweeps", sweeps=at["sweeps"])
-    sweeps = {row[0]: (str(row[1]), Sweep(row[0], row[2], row[3], row[4], row[5])) for row in sweep_rows}
+    sweeps = {
+        row[0]: (str(row[1]), Sweep(row[0], row[2], row[3], row[4], row[5], is_order=row[6] == "order"))
+        for row in sweep_rows
+    }
     work_rows = await tx.fetch("execute_lock_work" if effects else "execute_work", **at)
     work = {row[0]: (row[1], row[2]) for row in work_rows}
     past: dict[int, dict[int, list[Past]]] = {}
@@ -185,6 +191,12 @@ async def claim(tx: Tx, orders: Sequence[WorkOrdered], *, effects: bool) -> Sort
         for order, sweep, history in fresh
     )
     return found
+
+
+def tell(refusals: Iterable[Refusal]) -> None:
+    """Log refusals that no host will hear of."""
+    for one in refusals:
+        log.error("order refused", action="refuse", reason=one.code, sweep=one.order.sweep_id, step=one.order.step)
 
 
 async def defer(tx: Tx, kind: str, orders: Sequence[WorkOrdered], *, seconds: float = DEFER_SECONDS) -> None:

@@ -40,6 +40,7 @@ class Sweep:
     scope_digest: bytes
     scope_index: int
     file_digest: bytes
+    is_order: bool = False
 
 
 @dataclass(frozen=True, slots=True)

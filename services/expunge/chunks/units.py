@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", bound=np.generic)
 
+
 class Doing:
     """One claimed order while it is worked on (mutable): its run, the leaves its attempt covers, what was there before,
     what came of them (OPEN to begin with), and findings per chunk. `later`: why something of it cannot be done now.

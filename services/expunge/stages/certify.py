@@ -165,7 +165,8 @@ class Certify:
         """One completion statement for many requests, and a boxed certificate for each."""
         at = statement.instant(self._clock())
         root, certificates = await asyncio.to_thread(self._certificates, sweep, number, provision, done)
-        boxes = [self._box(one, number, data) for one, data in zip(done, certificates, strict=True)]
+        buckets = {day: self._keys.bucket(day) for day in {one.bucket for one in done}}
+        boxes = [_box(buckets[one.bucket], one, number, data) for one, data in zip(done, certificates, strict=True)]
         blob = b"".join(boxes)
         file_digest = hashlib.sha256(blob).digest()
         await asyncio.to_thread(self._sealed.write, round_file(sweep.sweep_id, number, file_digest), [blob])
@@ -234,10 +235,6 @@ class Certify:
                 )
             )
         return tree.root, made
-
-    def _box(self, one: Finished, number: int, data: bytes) -> bytes:
-        key = derive_key(self._keys.bucket(one.bucket), "request", one.request_id.bytes)
-        return certificate.seal(key, number, data)
 
     async def _drop_rows(self, sweep: Sweep, done: Sequence[Finished], tx: Tx) -> None:
         """Turn image rows that nothing holds any more into tombstones; drop artifact and subject rows."""
@@ -352,6 +349,10 @@ def _state_after(provision: Provision, one: Finished) -> RequestState:
         # Where no model is tainted, the data certificate says so and nothing is left to prove.
         return RequestState.COMPLETED
     return RequestState.DATA_CERTIFIED
+
+
+def _box(bucket: bytes, one: Finished, number: int, data: bytes) -> bytes:
+    return certificate.seal(derive_key(bucket, "request", one.request_id.bytes), number, data)
 
 
 def _opening(tree: merkle.Tree, index: int, drawn: bytes) -> dict[str, Any]:

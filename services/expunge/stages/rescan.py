@@ -62,8 +62,10 @@ class Examined:
 class Rescan:
     """Handler of `expunge.rescan`, and of its task kind. `max_attempts`: residue in the last attempt is FAILED.
 
-    `sealed` takes the needle files. A reader that could erase is refused: the rescanner's word is worth something only
-    because it cannot make itself right.
+    `sealed` takes the needle files. `scan_files`: scan for people's sweeps also where each artifact is a file or object
+    of its own. That reads every file beside the erased one; without it such a statement is of level UNREACHABLE, as the
+    listing shows. Orders are always scanned. A reader that could erase is refused: the rescanner's word is worth
+    something only because it cannot make itself right.
     """
 
     dedupe = False  # outcome rows know repeats, and a repeat is answered from them
@@ -80,6 +82,7 @@ class Rescan:
         clock: Clock,
         max_attempts: int,
         sample: int = SAMPLE,
+        scan_files: bool = False,
         inline_leaves: int = INLINE_LEAVES,
         threads: int = 2,
     ) -> None:
@@ -95,6 +98,7 @@ class Rescan:
         self._clock = clock
         self._max_attempts = max_attempts
         self._sample = sample
+        self._scan_files = scan_files
         self._inline_leaves = inline_leaves
         self._threads = threads
 
@@ -114,6 +118,7 @@ class Rescan:
         """An order that was left for later."""
         order = WorkOrdered.model_validate_json(json.dumps(lease.input))
         examined = await self._examine(Inbox(()), [order], None)
+        work_orders.tell(examined.refusals)
         if examined.later or any(one.later for one in examined.refusals):
             raise Retryable("the store could not be read")
         return partial(self._finish, examined)
@@ -231,7 +236,11 @@ class Rescan:
             reader, locators = self._readers[work.store], work.locators()
             cuts = reader.needles(work.unit, locators)
             every = list(dict.fromkeys(window for one in cuts for window in one))
-            counts = dict(zip(every, reader.scan(work.unit, every), strict=True)) if every else {}
+            # A unit that artifacts share may hold them encoded, so that no window is ever seen: counted before, or
+            # void. Where an artifact is a file of its own, the window was read from that file a moment ago.
+            shared = reader.capabilities.rewrites_unit
+            before = reader.scan(work.unit, every) if shared and every else [1] * len(every)
+            counts = dict(zip(every, before, strict=True))
             held[work.store, work.unit] = {
                 locator: [(window, counts[window]) for window in one if counts[window]]
                 for locator, one in zip(locators, cuts, strict=True)
@@ -270,7 +279,9 @@ class Rescan:
         return needles.unseal(doing.scope.key, name, sealed)
 
     def _scans(self, doing: Doing) -> bool:
-        return self._readers[doing.store].capabilities.max_level >= Level.FILE_ABSENT
+        able = self._readers[doing.store].capabilities
+        worth = able.rewrites_unit or doing.claim.sweep.is_order or self._scan_files
+        return worth and able.max_level >= Level.FILE_ABSENT
 
     # --- after
 

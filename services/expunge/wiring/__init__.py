@@ -6,6 +6,7 @@ Here mypy proves that adapters fit their ports.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -16,19 +17,20 @@ from uuid import uuid4
 from expunge import __version__, metrics
 from expunge.adapters.broker.kafka import KafkaBroker
 from expunge.adapters.journal.files import FileJournal
-from expunge.adapters.keys.files import FileKeyStore, FileSigners
+from expunge.adapters.keys.files import FileKeys, generate_master_key, read_master_key, read_private, write_private
+from expunge.adapters.keys.signers import FileSigners
 from expunge.adapters.ledger.postgres import PostgresLedger
-from expunge.adapters.log.files import FileTileStore
-from expunge.adapters.sealed.files import FileSealedStore
+from expunge.adapters.log.files import FileTiles
+from expunge.adapters.sealed.files import FileSealed
 from expunge.adapters.stores.table import open_reader, open_store, rewrites_unit
 from expunge.chunks.scopes import Scopes
+from expunge.domain import statement
 from expunge.domain.errors import Misconfigured
 from expunge.domain.topics import TOPICS
 from expunge.domain.words import Role
 from expunge.pipeline import WORKERS
 from expunge.ports import Handler, Signer, Store
 from expunge.settings import Settings
-from expunge.stages.audit import Audit
 from expunge.stages.certify import Certify
 from expunge.stages.dispatch import Dispatch
 from expunge.stages.intake import Intake
@@ -42,6 +44,12 @@ from expunge.stages.retrain import Retrain
 from expunge.tasks import Work, run_tasks
 from expunge.wiring.coordinate import Coordinator
 from expunge.workers.delivery import LEFT_BEHIND_SECONDS, DeliveryHost, InFlight, Parking
+
+MASTER = "keys/master"
+SIGNING = "keys/signing"
+JOURNAL_KEY = "keys/journal"
+PARKING_KEY = "keys/parking"
+"""Where keys are, below the data directory."""
 
 TICK_SECONDS = 0.25
 """How often a worker looks for parked events whose time has come."""
@@ -69,30 +77,54 @@ class Deployment:
         """Not open yet."""
         return PostgresLedger(self.settings.database)
 
+    def prepare(self) -> None:
+        """Draw what a new deployment needs, once: directories, master key, signing keys. Changes nothing that is there."""
+        data = self.settings.data
+        for name in ("keys", "keys/buckets", "sealed", "log", "journal", "workers"):
+            (data / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not (data / MASTER).exists():
+            generate_master_key(data / MASTER)
+        for name in (JOURNAL_KEY, PARKING_KEY):
+            if not (data / name).exists():
+                write_private(data / name, os.urandom(32))
+        if not (data / SIGNING).exists():
+            FileSigners.generate(
+                data / SIGNING,
+                issuer=self.settings.issuer or self.settings.audience,
+                origin=self.settings.origin,
+                stores=list(self.settings.stores),
+                at=statement.instant(now()),
+            )
+
     @cached_property
-    def keys(self) -> FileKeyStore:
+    def keys(self) -> FileKeys:
         """Bucket keys."""
-        return FileKeyStore(self.settings.data / "keys" / "buckets")
+        return FileKeys(self.settings.data / "keys/buckets", read_master_key(self.settings.data / MASTER))
 
     @cached_property
     def signers(self) -> FileSigners:
         """Signing keys by role."""
-        return FileSigners(self.settings.data / "keys" / "signing")
+        return FileSigners(self.settings.data / SIGNING)
 
     @cached_property
-    def sealed(self) -> FileSealedStore:
+    def sealed(self) -> FileSealed:
         """Scope files, round files, needle files."""
-        return FileSealedStore(self.settings.data / "sealed")
+        return FileSealed(self.settings.data / "sealed")
 
     @cached_property
-    def tiles(self) -> FileTileStore:
+    def tiles(self) -> FileTiles:
         """The evidence log."""
-        return FileTileStore(self.settings.data / "log")
+        return FileTiles(self.settings.data / "log")
 
     @cached_property
     def journal(self) -> FileJournal:
         """The suppression journal."""
-        return FileJournal(self.settings.data / "journal")
+        data = self.settings.data
+        return FileJournal(data / "journal" / "suppression", read_private(data / JOURNAL_KEY))
+
+    def parking(self) -> Parking:
+        """Seals parked messages."""
+        return Parking(read_private(self.settings.data / PARKING_KEY))
 
     @cached_property
     def rewrites_unit(self) -> Mapping[str, bool]:
@@ -138,7 +170,7 @@ def build_worker(name: str, settings: Settings) -> HostedWorker:
         ledger=deployment.ledger,
         broker=broker,
         handlers=handlers,
-        parking=Parking(deployment.keys.parking()),
+        parking=deployment.parking(),
         in_flight={topic: InFlight(directory / f"in-flight-{topic}") for topic in handlers},
         clock=now,
         committed=wake.set,
@@ -160,7 +192,14 @@ def build_worker(name: str, settings: Settings) -> HostedWorker:
             await asyncio.sleep(RELAY_SECONDS)
             await host.publish_outbox(age=LEFT_BEHIND_SECONDS)
 
-    running: list[Background] = [parked, relay, *(_with_host(one, host) for one in background)]
+    async def closing() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await broker.stop()
+            await deployment.ledger.close()
+
+    running: list[Background] = [parked, relay, closing, *(_with_host(one, host) for one in background)]
     if kinds:
 
         async def tasks() -> None:
@@ -237,11 +276,12 @@ def _register(deployment: Deployment) -> Register:
 def _retrain(deployment: Deployment) -> Retrain:
     return Retrain(
         ledger=deployment.ledger,
-        scopes=Scopes(sealed=deployment.sealed, keys=deployment.keys),
-        signer=deployment.signers.signer(Role.RETRAINER),
+        sealed=deployment.sealed,
+        keys=deployment.keys,
         stores=deployment.stores(),
+        signer=deployment.signers.signer(Role.RETRAINER),
         clock=now,
-        policy=deployment.policy,
+        max_taint_age=deployment.policy.max_taint_age,
     )
 
 
@@ -304,11 +344,13 @@ def _coordinate(deployment: Deployment, wake: asyncio.Event) -> _Stages:
 
 
 def _audit(deployment: Deployment) -> Callable[[DeliveryHost], Background]:
+    from expunge.stages.audit import Audit
+
     def timer(host: DeliveryHost) -> Background:
         audit = Audit(
             ledger=deployment.ledger,
             tiles=deployment.tiles,
-            trust=deployment.signers.trust(deployment.settings.issuer or deployment.settings.audience, deployment.settings.origin),
+            trust=deployment.signers.trust(),
             clock=now,
         )
 

@@ -106,3 +106,8 @@ def _announce(directory: Path, name: str, runner: web.AppRunner) -> None:
     new = directory / "listening.json.new"
     new.write_text(json.dumps({"worker": name, "host": host, "port": port, "pid": os.getpid()}), encoding="ascii")
     new.replace(directory / "listening.json")
+
+
+if __name__ == "__main__":
+    # What `expunge worker NAME` does, without loading the command line's libraries first.
+    run_worker(sys.argv[1], Settings.read())

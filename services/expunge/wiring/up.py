@@ -104,7 +104,7 @@ class Embedded:
 
     def start_workers(self, progress: Callable[[str], None] = lambda _: None) -> None:
         """One process per worker; returns when all are ready. Raises `WorkerFailed`."""
-        self.deployment.signers.generate(stores=list(self._stores))
+        self.deployment.prepare()
         for name in self._names:
             self.start_worker(name)
         for name in self._names:
@@ -125,7 +125,7 @@ class Embedded:
         environment |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         with (logs / f"{key}.log").open("ab") as log:
             process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-                [sys.executable, "-m", "expunge", "worker", name],
+                [sys.executable, "-m", "expunge.wiring.run", name],
                 env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         self._processes[key] = process

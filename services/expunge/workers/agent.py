@@ -63,15 +63,20 @@ def build_app(
         ready.set()
 
     for task in background:
-
-        @app.task
-        async def run(task: Background = task) -> None:
-            await ready.wait()
-            await task()
+        app.task(_after(ready, task))
 
     for topic in host.topics:
         _agent(app, host, topic, ready)
     return app
+
+
+def _after(ready: asyncio.Event, task: Background) -> Background:
+    # A function without parameters: Faust hands its app to a task that takes one.
+    async def run() -> None:
+        await ready.wait()
+        await task()
+
+    return run
 
 
 def _agent(app: faust.App, host: DeliveryHost, topic: str, ready: asyncio.Event) -> None:

@@ -36,15 +36,19 @@ WORKER: Final = "register"
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """A batch of deliveries, decoded. `refused`: those that are no lineage events."""
+    """A batch of deliveries, decoded. `refused`: those that are no lineage events. `at`: in whole seconds; `now`: not, so
+    that a model that arrives again at once is another event."""
 
     events: list[tuple[Delivery, Lineage]]
     refused: list[Refused]
     at: datetime
+    now: datetime
 
 
 class Register:
     """`signer`: role `register`. `suppression_key`: the journal's key; the journal itself is intake's to write."""
+
+    dedupe = True
 
     def __init__(self, *, keys: KeyStore, signer: Signer, clock: Clock, suppression_key: bytes) -> None:
         self._registrar = Registrar(keys=keys, signer=signer, suppression_key=suppression_key)
@@ -52,7 +56,8 @@ class Register:
 
     async def act(self, deliveries: Sequence[Delivery]) -> Read:
         """Decode. There is nothing to do outside the database."""
-        read = Read([], [], statement.instant(self._clock()))
+        now = self._clock()
+        read = Read([], [], statement.instant(now), now)
         for delivery in deliveries:
             try:
                 read.events.append((delivery, from_cloudevent(delivery.event)))
@@ -132,7 +137,7 @@ class Register:
                         fresh.append(event.model)
                 except Rejected as error:
                     out.append(_refusal(delivery, error.code, acted.at))
-        arrived += [_arrival(manifest, acted.at) for manifest in await link(tx, fresh)]
+        arrived += [_arrival(manifest, acted.now) for manifest in await link(tx, fresh)]
         return out, arrived
 
 

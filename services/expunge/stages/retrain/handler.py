@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from mmap import mmap
@@ -74,9 +74,10 @@ class Replaced:
 
 @dataclass(slots=True)
 class Acted:
-    """What `act` read and did."""
+    """What `act` read and did. `at`: in whole seconds, as statements say it; `now`: not."""
 
     at: datetime
+    now: datetime
     sweeps: list[Sweep] = field(default_factory=list)
     arrived: list[str] = field(default_factory=list)
     claims: dict[UUID, Sweep] = field(default_factory=dict)
@@ -91,12 +92,15 @@ class Turn:
 
     tx: Tx
     at: datetime
+    now: datetime
     public: list[events.Event] = field(default_factory=list)
     own: list[events.Event] = field(default_factory=list)
 
 
 class Retrain:
     """`stores`: the model stores by name. `signer`: role `retrainer`. `max_taint_age`: due where no order says when."""
+
+    dedupe = True
 
     def __init__(
         self,
@@ -122,7 +126,8 @@ class Retrain:
 
     async def act(self, deliveries: Sequence[Delivery]) -> Acted:
         """Read claims of sweeps; check successors and destroy what they replace."""
-        acted = Acted(statement.instant(self._clock()))
+        now = self._clock()
+        acted = Acted(statement.instant(now), now)
         for delivery in deliveries:
             try:
                 await self._act(delivery, acted)
@@ -255,9 +260,11 @@ class Retrain:
 
     async def commit(self, acted: Acted, tx: Tx) -> Sequence[Refused]:
         """Taint, resolve, queue, judge; under one lock, so that batches of several workers follow each other."""
-        turn = Turn(tx, acted.at)
+        turn = Turn(tx, acted.at, acted.now)
         await tx.execute("retrain_lock")
-        states = dict(await tx.fetch("retrain_lock_sweeps", ids=[sweep.sweep_id for sweep in acted.sweeps]))
+        states: dict[UUID, str] = dict(
+            await tx.fetch("retrain_lock_sweeps", ids=[sweep.sweep_id for sweep in acted.sweeps])
+        )
         for sweep in {one.sweep_id: one for one in acted.sweeps}.values():
             if states[sweep.sweep_id] != "resolved":
                 await self._resolve(turn, sweep)
@@ -335,7 +342,7 @@ class Retrain:
         again = [name for name in chosen if chosen[name] is not Remedy.DESTROY]
         turn.public += await jobs.queue(turn.tx, world, again, due=sweep.due, at=turn.at)
         turn.own += [
-            events.DestructionOrdered(model=name, at=turn.at) for name in chosen if chosen[name] is Remedy.DESTROY
+            events.DestructionOrdered(model=name, at=turn.now) for name in chosen if chosen[name] is Remedy.DESTROY
         ]
 
     async def _void(self, turn: Turn, world: World, sweep: Sweep, void: Mapping[str, int]) -> None:

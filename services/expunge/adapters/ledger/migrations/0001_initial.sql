@@ -348,6 +348,12 @@ create table log_checkpoint (
     note bytea
 );
 
+create table audit_head (                     -- how far stage audit has checked the log's files
+    one      boolean primary key default true check (one),
+    frontier bytea not null,                  -- domain.merkle.Frontier: size and right edge
+    at       timestamptz not null
+);
+
 create function refuse_change() returns trigger language plpgsql as $$
 begin
     raise exception '% rows are never changed or removed', tg_table_name;

@@ -2,11 +2,11 @@
 -- Orders travel as parallel arrays; `n` (from 1) is an order's place in them.
 
 -- name: execute_sweeps
-select sweep_id, state, bucket, scope_digest, scope_index, file_digest from sweep
+select sweep_id, state, bucket, scope_digest, scope_index, file_digest, class from sweep
 where sweep_id = any(%(sweeps)s::uuid[])
 
 -- name: execute_lock_sweeps
-select sweep_id, state, bucket, scope_digest, scope_index, file_digest from sweep
+select sweep_id, state, bucket, scope_digest, scope_index, file_digest, class from sweep
 where sweep_id = any(%(sweeps)s::uuid[]) order by sweep_id for share
 
 -- name: execute_work
@@ -62,8 +62,10 @@ where token = any(%(tokens)s::bigint[]) and holder = %(holder)s
 -- name: execute_release
 delete from unit_lease where token = any(%(tokens)s::bigint[]) and holder = %(holder)s
 
+-- A task that ended without a result (its order was refused then) is opened again.
 -- name: execute_defer
 insert into task (kind, key, input, not_before)
 select %(kind)s, o.key, o.input::jsonb, clock_timestamp() + make_interval(secs => %(seconds)s::float8)
 from unnest(%(keys)s::text[], %(inputs)s::text[]) as o(key, input)
-on conflict do nothing
+on conflict (kind, key) do update set done_at = null, attempts = 0, not_before = excluded.not_before
+where task.done_at is not null

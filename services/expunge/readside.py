@@ -1,0 +1,228 @@
+"""The read side: where a request stands, what is known of a model, and certificates as bundles. Changes nothing but
+`register_keys`, which the operator runs.
+
+Works from the database, the sealed files and the log's tiles. Signs nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import date, datetime
+from typing import Any, Final
+from uuid import UUID
+
+from expunge.domain import bundle, canonical, certificate, leaf, merkle, tiles
+from expunge.domain.dsse import PublicKey
+from expunge.domain.errors import Rejected, Retryable, Tampered
+from expunge.domain.limits import CHUNK_LEAVES
+from expunge.domain.scopefile import ScopeFile, unpack_columns
+from expunge.domain.words import ModelStatus, Provision, Role
+from expunge.ports import KeyStore, Ledger, SealedStore, TileStore, Tx
+from expunge.stages.certify import round_file
+
+CLEAN: Final = ModelStatus.CLEAN
+
+
+class Reader:
+    """Answers about one deployment. The ledger is open."""
+
+    def __init__(self, *, ledger: Ledger, sealed: SealedStore, keys: KeyStore, tiles: TileStore) -> None:
+        self._ledger = ledger
+        self._sealed = sealed
+        self._keys = keys
+        self._tiles = tiles
+
+    async def status(self, request_id: UUID) -> dict[str, Any]:
+        """Where a request stands. Raises `Rejected("unknown-request")`."""
+        async with self._ledger.transaction() as tx:
+            rows = await tx.fetch("readside_request", request_id=request_id)
+            if not rows:
+                raise Rejected("unknown-request", "expected a request that was accepted, there is none of this id")
+            certificates = await tx.fetch("readside_certificates", request_id=request_id)
+        (_, kind, sweep_class, state, due, accepted, sweep, data, models, images, artifacts, *rest) = rows[0]
+        sweep_state, scope, scope_index, _bucket, leaves, open_runs, approvals = rest
+        return {
+            "request": str(request_id),
+            "type": kind,
+            "class": sweep_class,
+            "state": state,
+            "accepted_at": _instant(accepted),
+            "due": _instant(due),
+            "images": images,
+            "artifacts": artifacts,
+            "sweep": None
+            if sweep is None
+            else {
+                "id": str(sweep),
+                "state": sweep_state,
+                "scope_root": bytes(scope).hex(),
+                "scope_index": scope_index,
+                "artifacts": leaves,
+                "runs_open": open_runs,
+                "approvals": approvals,
+            },
+            "results": {"data": data, "models": models},
+            "certificates": [
+                {"provision": provision, "sweep": str(of), "round": number, "result": result, "sha256": digest.hex()}
+                for provision, of, number, result, digest in certificates
+            ],
+        }
+
+    async def certificate(self, request_id: UUID, provision: Provision) -> dict[str, bytes]:
+        """A certificate with all that an auditor needs, as files.
+
+        1. the box is opened with the request's key, 2. what was logged about its sweep is gathered, 3. inclusion is
+        proved against the newest checkpoint. Raises `Rejected`: `no-certificate`, `key-destroyed`; `Retryable` while
+        the newest checkpoint does not cover it yet.
+        """
+        async with self._ledger.transaction() as tx:
+            rows = await tx.fetch("readside_box", request_id=request_id, provision=provision.value)
+            if not rows:
+                raise Rejected("no-certificate", f"expected a {provision.value} certificate, none was issued yet")
+            (sweep_id, number, _, digest, position, length, file_digest, bucket, sweep_bucket, trees) = rows[0]
+            checkpoints = await tx.fetch("readside_checkpoint")
+            if not checkpoints:
+                raise Retryable("expected a published checkpoint, there is none yet")
+            ((size, note),) = checkpoints
+            statements = await tx.fetch("readside_statements", sweep_id=sweep_id, size=size)
+            covered = dict(await tx.fetch("readside_covered", sweep_id=sweep_id))
+        # 1
+        name = round_file(sweep_id, number, bytes(file_digest))
+        key = leaf.derive_key(self._keys.bucket(bucket), "request", request_id.bytes)
+        data = certificate.unseal(key, number, self._sealed.read(name, position, length))
+        if hashlib.sha256(data).digest() != digest:
+            raise Tampered("certificate", "expected the certificate whose digest was recorded")
+        made = certificate.Certificate.model_validate_json(data)
+        # 2, 3
+        tree = tiles.TileTree(size, self._fetch)
+        logged = [bundle.Logged(index, bytes(entry), tuple(tree.inclusion_path(index))) for index, entry in statements]
+        roots = self._roots(sweep_id, sweep_bucket, trees, covered)
+        return bundle.build(made, logged, bytes(note), chunk_roots=roots)
+
+    def _fetch(self, path: str) -> bytes:
+        try:
+            return self._tiles.read(path)
+        except FileNotFoundError as error:
+            raise LookupError(path) from error
+
+    def _roots(
+        self, sweep_id: UUID, bucket: date, trees: Sequence[Mapping[str, Any]], covered: Mapping[int, int]
+    ) -> dict[int, bytes]:
+        """Chunk roots of trees that the sweep's statements do not cover whole yet."""
+        partly = [
+            number for number, tree in enumerate(trees) if covered.get(number, 0) < -(-tree["leaves"] // CHUNK_LEAVES)
+        ]
+        if not partly:
+            return {}
+        key = leaf.derive_key(self._keys.bucket(bucket), "sweep", sweep_id.bytes)
+        file = ScopeFile.open(self._sealed.open(f"{sweep_id}.scope"), key)
+        return {
+            number: b"".join(
+                merkle.root(unpack_columns(file.section(f"{number}/{chunk}"))["hashes"])
+                for chunk in range(-(-trees[number]["leaves"] // CHUNK_LEAVES))
+            )
+            for number in partly
+        }
+
+    async def models(self) -> list[dict[str, Any]]:
+        """Every model and how it stands."""
+        async with self._ledger.transaction() as tx:
+            rows = await tx.fetch("readside_models")
+        return [
+            {
+                "model": name,
+                "status": status,
+                "metric_void": void,
+                "purpose": purpose,
+                "replaced_by": successor,
+                "clean_at": clean_at,
+                "registered_at": _instant(at),
+                "due": _instant(due),
+                "open_taints": taints,
+            }
+            for name, status, void, purpose, successor, clean_at, at, due, taints in rows
+        ]
+
+    async def model(self, name: str) -> dict[str, Any]:
+        """One model: what it came from and what taints it. Raises `Rejected("unknown-model")`."""
+        async with self._ledger.transaction() as tx:
+            return await _model(tx, name)
+
+    async def gate(self, name: str) -> dict[str, Any]:
+        """Whether a model may be deployed: clean, relative to a log position. Raises `Rejected("unknown-model")`."""
+        async with self._ledger.transaction() as tx:
+            found = await _model(tx, name)
+            ((size,),) = await tx.fetch("readside_log_size")
+        open_taints = [one for one in found["taints"] if one["resolution"] is None]
+        clean = found["status"] == CLEAN and not open_taints
+        return {
+            "model": name,
+            "clean": clean,
+            "status": found["status"],
+            "metric_void": found["metric_void"],
+            "log_size": size,
+            "tainted_by": [one["sweep"] for one in open_taints],
+        }
+
+
+async def _model(tx: Tx, name: str) -> dict[str, Any]:
+    rows = await tx.fetch("readside_model", name=name)
+    if not rows:
+        raise Rejected("unknown-model", "expected a model that is registered, as NAME@VERSION")
+    number, _, status, void, purpose, successor, clean_at, weights, metrics, manifest, at = rows[0]
+    taints = await tx.fetch("readside_model_taints", model_no=number)
+    parents = await tx.fetch("readside_model_parents", model_no=number)
+    return {
+        "model": name,
+        "status": status,
+        "metric_void": void,
+        "purpose": purpose,
+        "replaced_by": successor,
+        "clean_at": clean_at,
+        "weights_sha256": bytes(weights).hex(),
+        "metrics": metrics,
+        "trained_on": manifest.get("trained_on", []),
+        "parents": [{"model": parent, "relation": relation} for parent, relation in parents],
+        "registered_at": _instant(at),
+        "taints": [
+            {
+                "sweep": str(sweep),
+                "images": images,
+                "direct": direct,
+                "path": path,
+                "remedy": remedy,
+                "due": _instant(due),
+                "resolution": resolution,
+                "resolved_at": resolved,
+                "scope_index": scope,
+            }
+            for sweep, images, direct, path, remedy, due, resolution, resolved, scope in taints
+        ],
+    }
+
+
+async def register_keys(
+    ledger: Ledger,
+    keys: Iterable[tuple[Role, str, PublicKey, Mapping[str, Any]]],
+    *,
+    at: datetime,
+) -> int:
+    """Let these keys sign requests: role, name, public half, scope. A key that is registered stays as it is; how many
+    are new."""
+    listed = list(keys)
+    async with ledger.transaction() as tx:
+        return await tx.execute(
+            "readside_put_keys",
+            ids=[public.key_id for _, _, public, _ in listed],
+            roles=[role.value for role, *_ in listed],
+            names=[name for _, name, *_ in listed],
+            publics=[public.raw for _, _, public, _ in listed],
+            scopes=[canonical.dumps(json.loads(json.dumps(scope))).decode() for *_, scope in listed],
+            at=at,
+        )
+
+
+def _instant(at: datetime | None) -> str | None:
+    return None if at is None else at.isoformat().replace("+00:00", "Z")
