@@ -147,10 +147,16 @@ class Handler(Protocol):
     """A stage's side of its topic, for any host. The host calls `act`, then `commit` inside the transaction that also
     records dedupe, offsets and outbox, then publishes and acknowledges.
 
-    Both get only deliveries not applied before. `act` may have effects and may open transactions of its own (intent); it
+    `dedupe`: whether the host drops deliveries whose event id it has applied before. Off only where the handler answers
+    repeats itself. `act` may have effects and may open transactions of its own (intent); it
     is idempotent, because a crash before the commit repeats it. Raising `Retryable` parks the batch's deliveries until
     later; `Rejected` is handled per delivery inside and never raised out of the batch.
     """
+
+    @property
+    def dedupe(self) -> bool:
+        """See above."""
+        ...
 
     async def act(self, deliveries: Sequence[Delivery]) -> Any:  # noqa: ANN401 - the stage's own value, handed back to it
         """Do the work that has effects outside the database."""

@@ -6,21 +6,27 @@ Works from the database, the sealed files and the log's tiles. Signs nothing.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from datetime import date, datetime
 from typing import Any, Final
 from uuid import UUID
 
+from expunge import replay
+from expunge.adapters.ledger.postgres import PostgresLedger
 from expunge.domain import bundle, canonical, certificate, leaf, merkle, tiles
 from expunge.domain.dsse import PublicKey
 from expunge.domain.errors import Rejected, Retryable, Tampered
 from expunge.domain.limits import CHUNK_LEAVES
 from expunge.domain.scopefile import ScopeFile, unpack_columns
+from expunge.domain.trust import Trust
 from expunge.domain.words import ModelStatus, Provision, Role
 from expunge.ports import KeyStore, Ledger, SealedStore, TileStore, Tx
 from expunge.stages.certify import round_file
+from expunge.wiring import Deployment
 
 CLEAN: Final = ModelStatus.CLEAN
 
@@ -226,3 +232,47 @@ async def register_keys(
 
 def _instant(at: datetime | None) -> str | None:
     return None if at is None else at.isoformat().replace("+00:00", "Z")
+
+
+async def replay_into(deployment: Deployment, dsn: str | None, trust: Trust, *, compare: bool) -> dict[str, Any]:
+    """Replay the log, into an empty database if `dsn` names one, and compare with the live system if asked.
+
+    Public state always, sealed state while keys live. Raises `Tampered` for a log that does not verify,
+    `Rejected("not-empty")`.
+    """
+    found = await asyncio.to_thread(replay.replay, deployment.tiles, trust)
+    opened = await asyncio.to_thread(replay.sealed, found.state, deployment.sealed, deployment.keys)
+    if dsn is not None:
+        async with _opened(PostgresLedger(dsn, application="expunge-replay")) as into:
+            await replay.store(found, into, opened)
+    differences = []
+    if compare:
+        async with _opened(PostgresLedger(deployment.settings.database, application="expunge-replay")) as live:
+            differences = await replay.compare(found, live, opened)
+    return {
+        "origin": found.checkpoint.origin,
+        "entries": found.checkpoint.size,
+        "root": found.checkpoint.root.hex(),
+        "sweeps": len(found.state.sweeps),
+        "sealed_requests": len(opened.results),
+        "closed": len(opened.closed),
+        "compared": compare,
+        "equal": not differences,
+        "differences": [{"kind": one.kind, "what": one.what} for one in differences],
+    }
+
+
+@asynccontextmanager
+async def _opened(ledger: PostgresLedger) -> AsyncIterator[PostgresLedger]:
+    await ledger.open()
+    try:
+        yield ledger
+    finally:
+        await ledger.close()
+
+
+@asynccontextmanager
+async def reader(deployment: Deployment) -> AsyncIterator[Reader]:
+    """A reader of this deployment, while it is open."""
+    async with _opened(deployment.ledger) as ledger:
+        yield Reader(ledger=ledger, sealed=deployment.sealed, keys=deployment.keys, tiles=deployment.tiles)

@@ -72,7 +72,7 @@ def replay(
 ) -> Replayed:
     """Verify the log and fold it. Blocking. `until`: fold only that many entries (all are hashed).
 
-    1. checkpoint: signature and origin, 2. entries hash to the checkpoint's root and to every tile, 3. each statement is
+    1. checkpoint: signature and origin, 2. entries hash to its root and to every tile, 3. each statement is
     signed under its role, 4. fold. Raises `Tampered` at the first thing that is wrong.
     """
     fetch = fetcher(store)
@@ -151,7 +151,7 @@ def apply(state: State, index: int, entry: bytes, trust: Trust) -> None:
 
 
 def sealed(state: State, store: SealedStore, keys: KeyStore) -> Sealed:
-    """Open what scope files and keys still open. Blocking. Raises `Tampered` for a file that is not the one in its scope,
+    """Open what scope files and keys still open. Blocking. Raises `Tampered` for a file that is not the one in scope,
     or whose claims do not open in it."""
     results: dict[tuple[str, str], Counter[Outcome] | None] = {}
     closed, missing = set(), set()

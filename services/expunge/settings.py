@@ -94,10 +94,10 @@ class Settings(BaseSettings):
         dumped = self.model_dump(mode="json")
         plain = {name: value for name, value in dumped.items() if value != ""}
         return {
-            PREFIX + name.upper(): value if isinstance(value, str) else json.dumps(value) for name, value in plain.items()
+            PREFIX + name.upper(): value if isinstance(value, str) else json.dumps(value)
+            for name, value in plain.items()
         }
 
 
 EXTRA = {"EXPUNGE_PUBLISHER_KEY_FILE", "EXPUNGE_TEST_POSTGRES", "EXPUNGE_TEST_KAFKA", "EXPUNGE_MASTER_KEY_FILE"}
 """Variables with our prefix that are not settings of a worker."""
-

@@ -565,8 +565,8 @@ async def test_files_are_scanned_for_people_only_where_asked(world: World) -> No
         await world.do(world.purge(), sweep, Step.ERASE)
         await world.do(world.rescan(scan_files=scan), sweep, Step.ABSENCE)
     one, two = world.statement(ONE, Step.ABSENCE), world.statement(TWO, Step.ABSENCE)
-    assert (one.level, one.method, one.sampled) == (Level.UNREACHABLE, "probe", 0)
-    assert (two.level, two.method, two.sampled) == (Level.FILE_ABSENT, "probe+scan", 1)
+    assert (one.level, one.method, one.sampled) == (Level.FILE_ABSENT, "listing", 0)
+    assert (two.level, two.method, two.sampled) == (Level.FILE_ABSENT, "listing+scan", 1)
 
 
 def test_the_rescanner_takes_no_store_that_can_erase() -> None:

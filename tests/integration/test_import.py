@@ -35,7 +35,7 @@ def registrar(catalogue: Catalogue) -> Registrar:
     return Registrar(keys=catalogue.keys, signer=REGISTRAR, suppression_key=KEY)
 
 
-def row(key: str, *people: int, **changes: Any) -> dict[str, str]:
+def row(key: str, /, *people: int, **changes: Any) -> dict[str, str]:
     return {
         "source": "studio", "key": key, "subjects": "|".join(map(subject, people)), "digest": digest(key),
         "acquired_on": "2020-01-02", "kind": "image", "store": "photos", "unit": "images", "locator": f"{key}.jpg",
@@ -81,7 +81,9 @@ async def test_csv_and_parquet_load_alike_and_a_file_is_taken_once(catalogue: Ca
     assert (again.images, again.repeated) == (0, 2)
 
 
-async def test_bad_rows_are_named_by_line_and_reason_and_nothing_is_loaded(catalogue: Catalogue, tmp_path: Path) -> None:
+async def test_bad_rows_are_named_by_line_and_reason_and_nothing_is_loaded(
+    catalogue: Catalogue, tmp_path: Path
+) -> None:
     bad = [
         ("bad-source", {"source": "No Such"}), ("bad-key", {"key": ""}), ("bad-subjects", {"subjects": "x|y"}),
         ("bad-digest", {"digest": "zz"}), ("bad-day", {"acquired_on": "2020-13-01"}), ("bad-kind", {"kind": "model"}),

@@ -108,9 +108,10 @@ async def test_the_same_image_again_is_nothing_new_and_another_under_its_key_is_
         image("x", 1, 2, content="other"),
         image("x", 1),
         image("x", 1, 2, artifacts=(artifact("x"), artifact("x2"))),
+        image("x", 1, 2, artifacts=(artifact("x", purposes=("training", "account")),)),
     ):
         await catalogue.take(images(other))
-    assert [one.codes for one in catalogue.said(RegistrationRefused)] == [{"duplicate-image": 1}] * 3
+    assert [one.codes for one in catalogue.said(RegistrationRefused)] == [{"duplicate-image": 1}] * 4
     assert catalogue.sql("select count(*) from artifact") == [(1,)]
     assert len(catalogue.logged()) == 1
 
@@ -187,9 +188,15 @@ async def test_artifacts_are_added_to_images_as_their_people_allow(catalogue: Ca
     await catalogue.take(batch)
     again = batch.model_copy(update={"batch_id": str(UUID(int=6))})
     await catalogue.take(again)
+    wider = added("x", "1").model_copy(update={"purposes": ("training", "account")})
+    await catalogue.take(batch.model_copy(update={"batch_id": str(UUID(int=7)), "artifacts": (wider,)}))
     rows = catalogue.sql("select locator, digest from artifact where kind = 'embedding' order by 1")
     assert rows == [("1", NO_DIGEST), ("2", NO_DIGEST)]
-    assert [one.codes for one in catalogue.said(RegistrationRefused)] == [{"suppressed": 1, "unknown-image": 1}] * 2
+    assert [one.codes for one in catalogue.said(RegistrationRefused)] == [
+        {"suppressed": 1, "unknown-image": 1},
+        {"suppressed": 1, "unknown-image": 1},
+        {"duplicate-artifact": 1},
+    ]
     assert catalogue.logged()[1].images == 0
 
 
@@ -228,10 +235,10 @@ async def test_snapshots_are_bitmaps_with_a_root_by_key_or_by_ordinal(catalogue:
 async def test_snapshots_with_members_that_must_not_be_there_are_refused(catalogue: Catalogue) -> None:
     await catalogue.take(source(), images(image("x"), image("y")), committed("ok", ["x"]))
     x, y = catalogue.ordinals("x", "y")
+    catalogue.sql("insert into exclusion select %s, bit, 1, %s, 0 from purpose", UUID(int=1), BitMap64([y]).serialize())
     catalogue.sql(
-        "insert into exclusion select %s, bit, 1, %s, 0 from purpose", UUID(int=1), BitMap64([y]).serialize()
+        "insert into tombstone select %s, source_no, 1, %s from source", UUID(int=1), BitMap64([777]).serialize()
     )
-    catalogue.sql("insert into tombstone select %s, source_no, 1, %s from source", UUID(int=1), BitMap64([777]).serialize())
 
     def roaring(name: str, *members: int) -> lineage.SnapshotCommitted:
         packed = base64.b64encode(BitMap64(members).serialize()).decode()
@@ -256,7 +263,9 @@ async def test_models_are_unknown_until_judged_and_linked_when_what_they_name_co
     await catalogue.take(child)
     assert catalogue.sql("select status from model") == [("unknown",)]
     await catalogue.take(child, committed("late", ["x"]), model("face@1", ["late"]), model("child@1", ["other"]))
-    links = catalogue.sql("select m.name, s.name from model_snapshot join model m using (model_no) join snapshot s using (snapshot_no)")
+    links = catalogue.sql(
+        "select m.name, s.name from model_snapshot join model m using (model_no) join snapshot s using (snapshot_no)"
+    )
     assert sorted(links) == [("child@1", "late"), ("face@1", "late")]
     assert catalogue.sql("select relation from model_edge") == [("fine-tuned-from",)]
     assert sorted(one.model for one in catalogue.said(ModelArrived)) == ["child@1", "child@1", "face@1"]

@@ -21,9 +21,11 @@ from pyroaring import BitMap, BitMap64
 
 from expunge.domain import canonical, certificate, events, merkle, statement
 from expunge.domain import sweep as sweeps
+from expunge.domain.events import SweepId
 from expunge.domain.leaf import derive_key, nonces
 from expunge.domain.lifecycle import RequestState
 from expunge.domain.limits import CHUNK_LEAVES
+from expunge.domain.request import RequestId
 from expunge.domain.scopefile import ScopeFile, unpack_columns, unpack_strings
 from expunge.domain.statement import PAYLOAD_TYPE
 from expunge.domain.words import FINAL_ABSENT, Outcome, Provision
@@ -90,7 +92,7 @@ class Certify:
 
     dedupe = True
 
-    def __init__(  # noqa: PLR0913 - the composition root passes each port by name
+    def __init__(
         self, *, sealed: SealedStore, keys: KeyStore, signer: Signer, clock: Clock, issuer: str, not_covered: Sequence[str]
     ) -> None:  # fmt: skip
         self._sealed = sealed
@@ -276,12 +278,17 @@ class Certify:
         for sweep_id, number, provision, request_id, result, digest, state in rows:
             out.append(
                 events.CertificateIssued(
-                    request_id=str(request_id), provision=Provision(provision), sweep_id=str(sweep_id), round=number,
-                    result=events.Result(result), certificate_digest=digest.hex(), at=at,
+                    request_id=RequestId(str(request_id)),
+                    provision=Provision(provision),
+                    sweep_id=SweepId(str(sweep_id)),
+                    round=number,
+                    result=events.Result(result),
+                    certificate_digest=digest.hex(),
+                    at=at,
                 )
-            )  # fmt: skip
+            )
             if state == RequestState.COMPLETED:
-                out.append(events.RequestCompleted(request_id=str(request_id), at=at))
+                out.append(events.RequestCompleted(request_id=RequestId(str(request_id)), at=at))
         if rows:
             await emit(tx, WORKER, out, at=at)
             await tx.execute("certify_issued", size=size)
@@ -303,7 +310,12 @@ def _finished_data(sweep: Sweep, rows: Sequence[Row], taints: Sequence[Taint]) -
     counts = [sweeps.tally(sweep.outcomes[tree], *sweep.indices(tree), _CODES) for tree in range(len(sweep.trees))]
     done = []
     for leaf, request_id, bucket, *_ in rows:
-        mine = [(tree, code, int(number)) for tree, one in enumerate(counts) for code, number in zip(_CODES, one[leaf], strict=True) if number]
+        mine = [
+            (tree, code, int(number))
+            for tree, one in enumerate(counts)
+            for code, number in zip(_CODES, one[leaf], strict=True)
+            if number
+        ]
         if any(code in {Outcome.OPEN, Outcome.PRESENT} for _, code, _ in mine):
             continue
         outcomes: dict[Outcome, int] = {}

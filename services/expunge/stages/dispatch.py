@@ -19,8 +19,10 @@ from uuid import UUID
 import numpy as np
 
 from expunge.domain import events, statement, topics
+from expunge.domain.events import SweepId
 from expunge.domain.lifecycle import SweepState
 from expunge.domain.policy import Policy
+from expunge.domain.request import RequestId
 from expunge.domain.sweep import last_outcomes
 from expunge.domain.topics import Topic
 from expunge.domain.words import Kind, Outcome, Step
@@ -75,16 +77,22 @@ class Dispatch:
         for sweep_id, digest, images, trees in ask:
             ((request_id,),) = await tx.fetch("dispatch_request_of", sweep_id=sweep_id)
             counts = tuple(
-                events.ScopeCount(kind=Kind(one["kind"]), store=one["store"], artifacts=one["leaves"]) for one in _trees(trees)
+                events.ScopeCount(kind=Kind(one["kind"]), store=one["store"], artifacts=one["leaves"])
+                for one in _trees(trees)
             )
             awaited = events.ApprovalAwaited(
-                request_id=str(request_id), sweep_id=str(sweep_id), scope_root=digest.hex(), counts=counts, images=images, at=at
+                request_id=RequestId(str(request_id)),
+                sweep_id=SweepId(str(sweep_id)),
+                scope_root=digest.hex(),
+                counts=counts,
+                images=images,
+                at=at,
             )
             await emit(tx, WORKER, [awaited], at=at)
         await self._set(tx, [one[0] for one in ask], SweepState.AWAITING_APPROVAL, at)
         await self._set(tx, go, SweepState.PUBLISHED, at)
         if go:
-            await emit(tx, WORKER, [events.TaintOrdered(sweep_id=str(one)) for one in go])
+            await emit(tx, WORKER, [events.TaintOrdered(sweep_id=SweepId(str(one))) for one in go])
             runs = [
                 (*row, Step.PRESENCE, 0)
                 for row in await tx.fetch("dispatch_start", ids=go)
@@ -173,8 +181,8 @@ class Dispatch:
 
     async def redrive(self, tx: Tx, *, age: float) -> int:
         """Order again what has not moved for `age` seconds, and what was to wait until now; how many runs."""
-        runs: list[Run] = [*await tx.fetch("dispatch_due")]  # type: ignore[list-item]  # rows of Run's shape
-        stalled: list[Run] = [*await tx.fetch("dispatch_stalled", age=age)]  # type: ignore[list-item]
+        runs: list[Run] = [*await tx.fetch("dispatch_due")]
+        stalled: list[Run] = [*await tx.fetch("dispatch_stalled", age=age)]
         runs += [run for run in stalled if run not in runs]
         if runs:
             await tx.execute(
@@ -215,7 +223,12 @@ class Dispatch:
             topic = topic_of_work(Step(step), Kind(kinds[sweep_id][tree]["kind"]))
             by_topic.setdefault(topic, []).append(
                 events.WorkOrdered(
-                    step=Step(step), sweep_id=str(sweep_id), tree=tree, first_chunk=first, end_chunk=end, attempt=attempt
+                    step=Step(step),
+                    sweep_id=SweepId(str(sweep_id)),
+                    tree=tree,
+                    first_chunk=first,
+                    end_chunk=end,
+                    attempt=attempt,
                 )
             )
         for topic, ordered in by_topic.items():

@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, cast
 from uuid import UUID
 
 import numpy as np
@@ -35,6 +35,7 @@ from expunge.domain.request import (
     HoldReleased,
     OrderIssued,
     Request,
+    RequestId,
     RetentionExpired,
 )
 from expunge.domain.scopefile import ScopeFile, unpack_columns
@@ -44,6 +45,9 @@ from expunge.ports import Clock, Delivery, Journal, KeyStore, Ledger, Refused, S
 from expunge.record import emit, log
 
 WORKER: Final = "coordinate"
+OF_SUBJECT: Final = (DeletionRequested, RetentionExpired, ConsentWithdrawn)
+"""Requests about one person that end in a sweep."""
+
 EVERYTHING: Final = "*"
 """The purpose of a suppression entry that refuses a subject altogether."""
 
@@ -75,7 +79,7 @@ class Judged:
     """What `act` found: authentic requests, answers to give, dead letters, and purposes known."""
 
     accepted: list[Authentic]
-    rejected: list[tuple[str, str]]
+    rejected: list[tuple[RequestId, str]]
     refused: list[Refused]
     at: datetime
 
@@ -85,7 +89,7 @@ class Intake:
 
     dedupe = False  # the request table knows duplicates, and they get an answer
 
-    def __init__(  # noqa: PLR0913 - the composition root passes each port by name
+    def __init__(
         self,
         *,
         ledger: Ledger,
@@ -216,7 +220,8 @@ class Intake:
         return refused
 
     async def _suppress(self, judged: Judged, tx: Tx) -> None:
-        adds, lifts = [], []
+        adds: list[bytes] = []
+        lifts: list[bytes] = []
         for one in judged.accepted:
             for action, _purpose, mac in self._entries(one.request):
                 (adds if action is suppression.Action.ADD else lifts).append(mac)
@@ -227,14 +232,14 @@ class Intake:
         if lifts:
             await tx.execute("intake_lift", macs=sorted(set(lifts)), at=judged.at)
 
-    async def _insert(self, judged: Judged, rejected: list[tuple[str, str]], tx: Tx) -> list[events.Event]:
+    async def _insert(self, judged: Judged, rejected: list[tuple[RequestId, str]], tx: Tx) -> list[events.Event]:
         """Requests that will be planned, as rows. Duplicates are answered, replays rejected."""
         planned = [one for one in judged.accepted if _is_planned(one.request)]
         consents = [one.request for one in judged.accepted if isinstance(one.request, ConsentGiven | ConsentWithdrawn)]
         if not planned and not consents:
             return []
         bits = {name: bit for bit, name in await tx.fetch("intake_purposes")}
-        subjects = sorted({one.request.subject_ref for one in planned if not isinstance(one.request, OrderIssued)})
+        subjects = sorted({str(one.request.subject_ref) for one in planned if isinstance(one.request, OF_SUBJECT)})
         known = {row[0] for row in await tx.fetch("intake_known_subjects", subjects=subjects)}
         held = {row[0] for row in await tx.fetch("intake_held_subjects", subjects=subjects, at=judged.at)}
         over = await self._over_quota(planned, judged.at, tx)
@@ -258,7 +263,9 @@ class Intake:
                 inserted.add(str(request_id))
             digests = {row[0]: row[8] for row in rows}
             missing = [request_id for request_id in digests if request_id not in inserted]
-            existing = {str(row[0]): row[1] for row in await tx.fetch("intake_existing", ids=missing)} if missing else {}
+            existing = (
+                {str(row[0]): row[1] for row in await tx.fetch("intake_existing", ids=missing)} if missing else {}
+            )
             for request_id in missing:
                 if existing.get(request_id) == digests[request_id]:
                     out.append(events.RequestAccepted(request_id=request_id, at=judged.at))
@@ -290,11 +297,13 @@ class Intake:
         limited = {one.key_id: int(one.key.scope["quota"]) for one in planned if "quota" in one.key.scope}
         if not limited:
             return set()
-        used = dict(await tx.fetch("intake_used_quota", keys=sorted(limited), at=at))
+        used: dict[str, int] = {
+            row[0]: row[1] for row in await tx.fetch("intake_used_quota", keys=sorted(limited), at=at)
+        }
         asked = {key: sum(one.key_id == key for one in planned) for key in limited}
         return {key for key, quota in limited.items() if used.get(key, 0) + asked[key] > quota}
 
-    async def _row(  # noqa: PLR0913 - one request row needs all of what the batch knows
+    async def _row(
         self, one: Authentic, bits: Mapping[str, int], known: set[str], held: set[str], sources: dict[str, str],
         at: datetime, tx: Tx,
     ) -> tuple[Any, ...]:  # fmt: skip
@@ -313,7 +322,9 @@ class Intake:
             case DeletionRequested() | RetentionExpired() | ConsentWithdrawn():
                 subject = body.subject_ref
                 if subject not in known:
-                    raise Rejected("unknown-subject", "expected a subject with at least one image; suppressed all the same")
+                    raise Rejected(
+                        "unknown-subject", "expected a subject with at least one image; suppressed all the same"
+                    )
                 purposes = getattr(body, "purposes", None)
                 mask = ALL_PURPOSES if purposes is None else _mask(purposes, bits, strict=True)
                 regulation = str(getattr(body, "regulation", "other"))
@@ -324,9 +335,12 @@ class Intake:
         )  # fmt: skip
 
     async def _hold(self, hold: HoldPlaced, at: datetime, tx: Tx) -> None:
-        subject, source_no = None, None
+        subject: str | None = None
+        source_no: int | None = None
+        packed: bytes | None = None
         match hold.target:
-            case BySubject(subject_ref=subject):
+            case BySubject():
+                subject = hold.target.subject_ref
                 ((packed,),) = await tx.fetch("intake_hold_ordinals", subject=subject)
                 await tx.execute("intake_hold_waiting", subject=subject)
             case BySource(source=name):
@@ -401,10 +415,10 @@ class Intake:
             raise Rejected("wrong-scope", "expected the digest of this request's scope statement")
         if one.key_id == publisher:
             raise Rejected("self-approval", "expected an approver other than the requester")
-        await tx.execute(
-            "intake_approve", request_id=request_id, key_id=one.key_id, scope_root=scope_digest, at=at
-        )
-        approvers = [row[0] for row in await tx.fetch("intake_approvers", request_id=request_id, scope_root=scope_digest)]
+        await tx.execute("intake_approve", request_id=request_id, key_id=one.key_id, scope_root=scope_digest, at=at)
+        approvers = [
+            row[0] for row in await tx.fetch("intake_approvers", request_id=request_id, scope_root=scope_digest)
+        ]
         if len(approvers) < self._policy.approvers:
             return
         predicate = statement.ScopeApproved(
@@ -450,7 +464,7 @@ def _mask(purposes: Sequence[str], bits: Mapping[str, int], *, strict: bool) -> 
 
 def _leaves_of(file: ScopeFile, ordinals: np.ndarray[Any, Any]) -> Iterable[tuple[int, np.ndarray[Any, Any]]]:
     """Leaf indices of these images, per tree."""
-    for tree, described in enumerate(file.header["trees"]):
+    for tree, described in enumerate(cast("list[dict[str, Any]]", file.header["trees"])):
         found = []
         for chunk in range(-(-described["leaves"] // 1024)):
             column = np.frombuffer(unpack_columns(file.section(f"{tree}/{chunk}"))["ordinal"], "<u8").astype(np.int64)
@@ -463,7 +477,7 @@ def _leaves_of(file: ScopeFile, ordinals: np.ndarray[Any, Any]) -> Iterable[tupl
 def _only_claimed_by(file: ScopeFile, leaf: int) -> Iterable[tuple[int, np.ndarray[Any, Any]]]:
     """Leaf indices that this request claims and no other, per tree."""
     columns = unpack_columns(file.section("claims"))
-    for tree in range(len(file.header["trees"])):
+    for tree in range(len(cast("list[Any]", file.header["trees"]))):
         indices = np.frombuffer(columns[f"indices/{tree}"], "<u4").astype(np.int64)
         offsets = np.frombuffer(columns[f"offsets/{tree}"], "<u8").astype(np.int64)
         mine = indices[offsets[leaf] : offsets[leaf + 1]]

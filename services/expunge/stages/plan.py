@@ -14,7 +14,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
-from typing import Any, Final
+from typing import Any, Final, cast
 from uuid import UUID
 
 import numpy as np
@@ -154,7 +154,7 @@ class Claimed:
 class Plan:
     """Seals sweeps. `rewrites_unit`: stores whose erase rewrites a whole unit, so that runs should not split one."""
 
-    def __init__(  # noqa: PLR0913 - the composition root passes each port by name
+    def __init__(
         self,
         *,
         ledger: Ledger,
@@ -195,7 +195,9 @@ class Plan:
                 ordinal=np.frombuffer(ordinal or b"", ">i8").astype(np.int64),
             )
             counts = np.bincount(requests.request, minlength=len(rows))
-            large = [row[0] for row, count in zip(rows, counts.tolist(), strict=True) if count > self._policy.approval_images]
+            large = [
+                row[0] for row, count in zip(rows, counts.tolist(), strict=True) if count > self._policy.approval_images
+            ]
             if large:
                 # Over the threshold: like an order it is a sweep of its own and needs approval. Plan the rest next time.
                 await tx.execute("plan_becomes_order", ids=large)
@@ -214,7 +216,9 @@ class Plan:
             ordinal, source = await self._selected(tx, subject, body)
             earlier = 0
             if source is not None:
-                earlier = sum(len(BitMap64.deserialize(row[0])) for row in await tx.fetch("plan_tombstones", source=source))
+                earlier = sum(
+                    len(BitMap64.deserialize(row[0])) for row in await tx.fetch("plan_tombstones", source=source)
+                )
             requests = sweeps.Requests(
                 purposes=np.array([purposes], np.int64), request=np.zeros(len(ordinal), np.int64), ordinal=ordinal
             )
@@ -232,6 +236,7 @@ class Plan:
     async def _selected(self, tx: Tx, subject: str | None, body: bytes) -> tuple[I64, str | None]:
         """An order's images, ascending, and the source whose earlier erasures count."""
         source: str | None = None
+        rows: list[Row] = []
         if subject is not None:
             rows = await tx.fetch("plan_ordinals_of_subjects", subjects=[subject])
         else:
@@ -255,12 +260,13 @@ class Plan:
         sweep_id: UUID = self._new_id()
         bucket = at.date()
         key = derive_key(self._keys.bucket(bucket, create=True), "sweep", sweep_id.bytes)
-        stores = dict(await tx.fetch("plan_stores"))
-        names = {bit: name for bit, name in await tx.fetch("plan_purposes")}
+        stores: dict[int, str] = {row[0]: row[1] for row in await tx.fetch("plan_stores")}
+        names: dict[int, str] = {row[0]: row[1] for row in await tx.fetch("plan_purposes")}
         decided = await asyncio.to_thread(_decide, claimed, pages)
         await self._retain(tx, pages, decided)
         built = await asyncio.to_thread(_build, claimed, decided, pages, stores, key, names)
-        units = dict(await tx.fetch("plan_units", units=sorted({unit for tree in built.trees for unit in tree.units})))
+        wanted = sorted({unit for tree in built.trees for unit in tree.units})
+        units: dict[int, str] = {row[0]: row[1] for row in await tx.fetch("plan_units", units=wanted)}
         overlaps = await self._overlaps(tx, built)
         held = await self._held(tx, built, at)
         header = {
@@ -356,17 +362,16 @@ class Plan:
         digests = built.image_digests
         macs = await asyncio.to_thread(
             lambda: [
-                suppression.mac(self._journal.key, "digest", "*", digests[at : at + 32]) for at in range(0, len(digests), 32)
+                suppression.mac(self._journal.key, "digest", "*", digests[at : at + 32])
+                for at in range(0, len(digests), 32)
             ]
         )
         everything = suppression.purpose_digest("*")
-        records = [
-            suppression.Record("digest", suppression.Action.ADD, everything, mac) for mac in macs
-        ]
+        records = [suppression.Record("digest", suppression.Action.ADD, everything, mac) for mac in macs]
         await asyncio.to_thread(self._journal.append, suppression.encode(records))
         await tx.execute("plan_suppress_page", macs=b"".join(macs))
 
-    async def _record(  # noqa: PLR0913 - all of one sweep's rows
+    async def _record(
         self, tx: Tx, claimed: Claimed, built: Built, predicate: statement.Scope, payload: bytes, envelope: bytes,
         held: Mapping[int, NDArray[Any]], bucket: date, at: datetime,
     ) -> None:  # fmt: skip
@@ -398,7 +403,11 @@ class Plan:
         )  # fmt: skip
         for tree, indices in held.items():
             await tx.execute(
-                "plan_put_excluded", sweep_id=sweep_id, tree=tree, cause=sweep_id, indices=indices.astype("<u4").tobytes()
+                "plan_put_excluded",
+                sweep_id=sweep_id,
+                tree=tree,
+                cause=sweep_id,
+                indices=indices.astype("<u4").tobytes(),
             )
 
 
@@ -464,7 +473,7 @@ def _decide(claimed: Claimed, pages: Sequence[Page]) -> Decided:
     return Decided(whole, by_page)
 
 
-def _build(  # noqa: PLR0913 - one pass over all that a sweep is made of
+def _build(
     claimed: Claimed, decided: Decided, pages: Sequence[Page], stores: Mapping[int, str], key: bytes,
     purposes: Mapping[int, str],
 ) -> Built:  # fmt: skip
@@ -558,7 +567,7 @@ def _names(mask: int, purposes: Mapping[int, str]) -> str:
 
 def _same_artifacts(mine: TreeBuilder, other: scopefile.ScopeFile) -> tuple[NDArray[Any], NDArray[Any]]:
     """Leaves of `mine` that the other sweep's tree of the same (kind, store) has too: indices here and there."""
-    for number, described in enumerate(other.header["trees"]):
+    for number, described in enumerate(cast("list[dict[str, Any]]", other.header["trees"])):
         if (described["kind"], described["store"]) != (mine.kind, mine.store):
             continue
         parts = [
@@ -571,4 +580,3 @@ def _same_artifacts(mine: TreeBuilder, other: scopefile.ScopeFile) -> tuple[NDAr
         order = np.argsort(here)
         return here[order], there[order]
     return np.zeros(0, np.int64), np.zeros(0, np.int64)
-

@@ -63,8 +63,8 @@ class Rescan:
     """Handler of `expunge.rescan`, and of its task kind. `max_attempts`: residue in the last attempt is FAILED.
 
     `sealed` takes the needle files. `scan_files`: scan for people's sweeps also where each artifact is a file or object
-    of its own. That reads every file beside the erased one; without it such a statement is of level UNREACHABLE, as the
-    listing shows. Orders are always scanned. A reader that could erase is refused: the rescanner's word is worth
+    of its own, to find copies of its bytes under other names. That reads every file beside the erased one. Orders are
+    always scanned. A reader that could erase is refused: the rescanner's word is worth
     something only because it cannot make itself right.
     """
 
@@ -342,14 +342,17 @@ class Rescan:
             outcomes[outcomes == Outcome.OPEN] = Outcome.PRESENT
         if attempt + 1 >= self._max_attempts:
             outcomes[(outcomes == Outcome.PRESENT) | (outcomes == Outcome.OPEN)] = Outcome.FAILED
-        highest = self._readers[doing.store].capabilities.max_level
+        able = self._readers[doing.store].capabilities
+        highest, alone = able.max_level, not able.rewrites_unit
         for chunk in range(len(doing.findings)):
             here = range(chunk * CHUNK_LEAVES, (chunk + 1) * CHUNK_LEAVES)
             count = sum(leaf in here for leaf in scanned)
-            clean = count and not any(leaf in here for leaf in hit | missed)
+            # Where each artifact is a file or object of its own, a listing without it is the store's files without it.
+            clean = (count or alone) and not any(leaf in here for leaf in hit | missed)
             level, residue = _of_executor(doing.claim.past.get(doing.order.first_chunk + chunk, ()))
             reached = min(Level.FILE_ABSENT if clean else Level.UNREACHABLE, highest, level)
-            doing.found(chunk, Finding(reached, "probe+scan" if count else "probe", residue, count))
+            method = ("listing" if alone else "probe") + ("+scan" if count else "")
+            doing.found(chunk, Finding(reached, method, residue, count))
 
     # --- both
 

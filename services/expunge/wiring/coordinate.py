@@ -8,6 +8,7 @@ any two steps is picked up by the next turn.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -59,10 +60,8 @@ class Coordinator:
                 moved = False
                 await asyncio.sleep(IDLE_SECONDS)
             if not moved:
-                try:
+                with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self.wake.wait(), IDLE_SECONDS)
-                except TimeoutError:
-                    pass
             self.wake.clear()
 
     async def turn(self) -> bool:

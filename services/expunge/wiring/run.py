@@ -16,7 +16,7 @@ from aiohttp import web
 from expunge import metrics
 from expunge.domain.errors import Retryable
 from expunge.settings import Settings
-from expunge.wiring import Background, HostedWorker, build_worker
+from expunge.wiring import Background, build_worker
 
 COMMITTED_SECONDS = 5.0
 
@@ -36,8 +36,8 @@ def configure_logging(level: str) -> None:
 
 def run_worker(name: str, settings: Settings) -> None:
     """Run one worker until a signal; exits the process."""
-    from expunge.workers import agent  # noqa: PLC0415 - importing Faust takes a second; only workers pay it
-    from expunge.workers.health import Health, serve  # noqa: PLC0415 - see above
+    from expunge.workers import agent
+    from expunge.workers.health import Health, serve
 
     configure_logging(settings.log_level)
     worker = build_worker(name, settings)
@@ -78,7 +78,7 @@ def run_worker(name: str, settings: Settings) -> None:
 
     background: list[Background] = [*worker.background, watch_commits]
     if not worker.host.topics:
-        asyncio.run(_without_topics(worker, start, background))
+        asyncio.run(_without_topics(start, background))
         return
     app = agent.build_app(
         worker.host, bootstrap=settings.kafka, instance=f"{name}-{settings.instance}", directory=directory, start=start,
@@ -87,7 +87,7 @@ def run_worker(name: str, settings: Settings) -> None:
     agent.run(app)
 
 
-async def _without_topics(worker: HostedWorker, start: Background, background: list[Background]) -> None:
+async def _without_topics(start: Background, background: list[Background]) -> None:
     """A worker that works from a timer alone needs no Faust."""
     await start()
     loop = asyncio.get_running_loop()

@@ -34,7 +34,7 @@ START_SECONDS = 60.0
 STOP_SECONDS = 15.0
 
 
-class WorkerFailed(ExpungeError):
+class WorkerFailed(ExpungeError):  # noqa: N818 - as ServerFailed
     """A worker ended or never became ready; its log says why."""
 
 
@@ -192,7 +192,9 @@ class Embedded:
                 getattr(self, server).stop()
 
 
-def register_key(dsn: str, *, role: str, name: str, public: bytes, key_id: str, scope: Mapping[str, Any] | None = None) -> None:
+def register_key(
+    dsn: str, *, role: str, name: str, public: bytes, key_id: str, scope: Mapping[str, Any] | None = None
+) -> None:
     """Let a publisher's or approver's key sign requests. Registering it again changes nothing."""
     with psycopg.connect(dsn) as connection:
         connection.execute(

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import faust
-from faust.types import StreamT
 
 from expunge import metrics
 from expunge.workers.delivery import DeliveryHost, Record
@@ -30,8 +29,14 @@ Background = Callable[[], Awaitable[None]]
 
 
 def build_app(
-    host: DeliveryHost, *, bootstrap: str, instance: str, directory: Path, start: Background, background: Sequence[Background]
-) -> faust.App:  # fmt: skip
+    host: DeliveryHost,
+    *,
+    bootstrap: str,
+    instance: str,
+    directory: Path,
+    start: Background,
+    background: Sequence[Background],
+) -> faust.App:
     """A Faust app that feeds `host`. `instance`: unique and stable per replica (static membership). `start` runs before
     the first batch; `background` runs beside the agents until shutdown."""
     directory.mkdir(parents=True, exist_ok=True)  # Faust makes its own folder, but not the parents
@@ -57,10 +62,11 @@ def build_app(
     )
     ready = asyncio.Event()
 
-    @app.task
     async def prepare() -> None:
         await start()
         ready.set()
+
+    app.task(prepare)
 
     for task in background:
         app.task(_after(ready, task))
@@ -81,7 +87,7 @@ def _after(ready: asyncio.Event, task: Background) -> Background:
 
 def _agent(app: faust.App, host: DeliveryHost, topic: str, ready: asyncio.Event) -> None:
     @app.agent(app.topic(topic, key_type=bytes, value_type=bytes), name=f"{host.worker}-{topic}")
-    async def consume(stream: StreamT[bytes]) -> None:
+    async def consume(stream: Any) -> None:  # noqa: ANN401 - Faust types its streams without noack_take
         await ready.wait()
         async for batch in stream.noack().noack_take(TAKE, within=WITHIN_SECONDS):
             await host.process(topic, [_record(event.message) for event in batch])

@@ -119,7 +119,7 @@ class InFlight:
 class DeliveryHost:
     """Runs handlers on batches for one worker. `committed`: called after each commit, to wake what waits for rows."""
 
-    def __init__(  # noqa: PLR0913 - the composition root passes each port by name
+    def __init__(
         self,
         *,
         worker: str,
@@ -290,7 +290,12 @@ class DeliveryHost:
         )
         letters = [
             events.DeadLettered(
-                event_id=_uuid(identity), topic=one.topic, partition=one.partition, offset=one.offset, reason=reason, at=at
+                event_id=_uuid(identity),
+                topic=one.topic,
+                partition=one.partition,
+                offset=one.offset,
+                reason=reason,
+                at=at,
             )
             for one, identity, reason in dead
         ]
@@ -309,7 +314,8 @@ class DeliveryHost:
         )
 
     async def _clear(self, records: Sequence[Record]) -> None:
-        cleared = [position for one in records if (position := (one.topic, one.partition, one.offset)) in self._suspects]
+        positions = [(one.topic, one.partition, one.offset) for one in records]
+        cleared = [position for position in positions if position in self._suspects]
         if not cleared:
             return
         names, partitions, offsets = map(list, zip(*cleared, strict=True))
@@ -389,7 +395,7 @@ def dedupe_id(event: CloudEvent, record: Record, *, dedupe: bool) -> str:
 
 
 def scope_of(delivery: Delivery) -> str:
-    """Later events of the same scope wait behind a parked one: the record's key, hashed, because it may be a person's."""
+    """Later events of a scope wait behind a parked one: the record's key, hashed, because it may be a person's."""
     key = delivery.event.partitionkey or delivery.event.id
     return sha256(key.encode()).hexdigest()[:32]
 

@@ -1,7 +1,7 @@
 """`/metrics`, `/livez` and `/readyz` of one worker.
 
-Live means progress: the event loop ticks, and whatever is waiting moves. Ready means that it can take work. Neither says
-anything about a request.
+Live means progress: the event loop ticks, and whatever is waiting moves. Ready means that it can take work. Neither
+says anything about a request.
 """
 
 from __future__ import annotations

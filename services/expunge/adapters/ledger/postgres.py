@@ -132,13 +132,11 @@ async def _configure(connection: psycopg.AsyncConnection) -> None:
     set_json_dumps(canonical.dumps, connection)
 
 
-
-
-def migrations() -> list[tuple[int, LiteralString]]:
+def migrations() -> list[tuple[int, str]]:
     """All migrations in order: number and text."""
     files = sorted(resources.files(__package__).joinpath("migrations").iterdir(), key=lambda f: f.name)
     return [
-        (int(file.name[:4]), cast("LiteralString", file.read_text(encoding="utf-8")))
+        (int(file.name[:4]), file.read_text(encoding="utf-8"))
         for file in files
         if file.name.endswith(".sql")
     ]

@@ -207,6 +207,7 @@ class Load:
         await tx.execute("register_settle")
         await tx.execute("register_analyze_artifacts")
         await tx.execute("register_conflicts")
+        await tx.execute("register_conflicting_artifacts")
         await self._give_ordinals()
         await tx.execute("register_analyze_settled")
         for query in ("images", "subjects", "stores", "units", "artifacts"):

@@ -97,14 +97,22 @@ select g.image, g.batch, g.line, g.adds, g.target, i.ordinal is not null, i.ordi
             then 'duplicate-image' end
 from grouped g left join image i on g.refusal is null and i.source_no = g.source_no and i.key = g.key
 
--- An image that is known is the same only if it brings no artifact that is not.
+-- An image that is known is the same only if it brings no artifact, and no purpose of one, that is not.
 -- name: register_conflicts
 update settled_image s set refusal = 'duplicate-image'
 where s.known and not s.adds and s.refusal is null and exists (
     select from staged_artifact a left join store t on t.name = a.store left join unit u on u.store_no = t.store_no and u.name = a.unit
     where a.image = s.image and not exists (
         select from artifact x where x.ordinal = s.ordinal and x.kind = a.kind and x.store_no = t.store_no and x.unit_no = u.unit_no
-          and x.locator = a.locator))
+          and x.locator = a.locator and a.purposes & ~x.purposes = 0))
+
+-- name: register_conflicting_artifacts
+update settled_image s set refusal = 'duplicate-artifact'
+where s.known and s.adds and s.refusal is null and exists (
+    select from staged_artifact a join store t on t.name = a.store join unit u on u.store_no = t.store_no and u.name = a.unit
+    join artifact x on x.ordinal = s.ordinal and x.kind = a.kind and x.store_no = t.store_no and x.unit_no = u.unit_no
+      and x.locator = a.locator
+    where a.image = s.image and a.purposes & ~x.purposes <> 0)
 
 -- name: register_needed
 select source_no, count(*) from settled_image
