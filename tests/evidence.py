@@ -36,7 +36,7 @@ def signing_key(role: Role, store: str | None = None) -> dsse.SigningKey:
     return dsse.SigningKey.from_seed(hashlib.sha256(f"{role} {store}".encode()).digest())
 
 
-def trusted(role: Role, store: str | None = None, **changes: object) -> TrustedKey:
+def trusted(role: Role, store: str | None = None, /, **changes: object) -> TrustedKey:
     values: dict[str, object] = {
         "role": role,
         "name": f"{role.value}-key",
@@ -52,7 +52,7 @@ def approver(number: int) -> dsse.SigningKey:
     return dsse.SigningKey.from_seed(hashlib.sha256(f"approver {number}".encode()).digest())
 
 
-def trust(stores: Sequence[Store] = (IMAGES, VECTORS), **changes: object) -> Trust:
+def trust(stores: Sequence[Store] = (IMAGES, VECTORS), /, **changes: object) -> Trust:
     roles = (Role.SCOPE, Role.RESCANNER, Role.RETRAINER, Role.CERTIFIER, Role.REGISTER)
     keys = [trusted(role) for role in roles] + [trusted(Role.EXECUTOR, store) for _, store in stores]
     keys += [
@@ -351,7 +351,7 @@ class Synthetic:
 
     # What is handed over
 
-    def certificate(self, number: int = 0, **changes: object) -> Certificate:
+    def certificate(self, number: int = 0, /, **changes: object) -> Certificate:
         one = self.asked[number]
         values: dict[str, object] = {
             "issuer": ISSUER,
@@ -374,7 +374,7 @@ class Synthetic:
         return [at for at, name in enumerate(self.names) if name != "noise"]
 
     def files(
-        self, number: int = 0, *, roots: bool = False, leaves: bool = False, **changes: object
+        self, number: int = 0, /, *, roots: bool = False, leaves: bool = False, **changes: Any
     ) -> dict[str, bytes]:
         return bundle.build(
             self.certificate(number, **changes),

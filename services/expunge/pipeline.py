@@ -25,7 +25,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """One process kind: the unit of deployment, credentials and scale. Consumer group, compose service: `expunge-NAME`."""
+    """One process kind: the unit of deployment, credentials and scale. Compose service: NAME; group: `expunge-NAME`."""
 
     name: str
     stages: tuple[str, ...]
@@ -52,7 +52,7 @@ PIPELINE: Final = (
         "register",
         LINEAGE_TYPES,
         "check suppression and closed sources, give ordinals, log a batch root of what came in",
-        (events.Registered, events.RegistrationRefused, events.SuccessorRegistered),
+        (events.Registered, events.RegistrationRefused, events.ModelArrived, events.SuccessorRegistered),
     ),
     Stage(
         "intake",
@@ -82,11 +82,13 @@ PIPELINE: Final = (
     ),
     Stage(
         "retrain",
-        (events.TaintOrdered, events.SuccessorRegistered),
+        (events.TaintOrdered, events.ModelArrived, events.SuccessorRegistered, events.DestructionOrdered),
         "find tainted models, choose remedies, queue and coalesce retraining, destroy what was replaced",
         (
             events.ModelTainted,
             events.RetrainingQueued,
+            events.SuccessorRefused,
+            events.DestructionOrdered,
             events.TaintResolved,
             events.ModelReplaced,
             events.ModelDestroyed,

@@ -17,12 +17,12 @@ from uuid import UUID
 
 from expunge import replay
 from expunge.adapters.ledger.postgres import PostgresLedger
-from expunge.domain import bundle, canonical, certificate, leaf, merkle, tiles
+from expunge.domain import bundle, certificate, leaf, merkle, statement, tiles
 from expunge.domain.dsse import PublicKey
 from expunge.domain.errors import Rejected, Retryable, Tampered
 from expunge.domain.limits import CHUNK_LEAVES
 from expunge.domain.scopefile import ScopeFile, unpack_columns
-from expunge.domain.trust import Trust
+from expunge.domain.trust import Trust, TrustedKey
 from expunge.domain.words import ModelStatus, Provision, Role
 from expunge.ports import KeyStore, Ledger, SealedStore, TileStore, Tx
 from expunge.stages.certify import round_file
@@ -93,7 +93,7 @@ class Reader:
                 raise Retryable("expected a published checkpoint, there is none yet")
             ((size, note),) = checkpoints
             statements = await tx.fetch("readside_statements", sweep_id=sweep_id, size=size)
-            covered = dict(await tx.fetch("readside_covered", sweep_id=sweep_id))
+            covered: dict[int, int] = dict(await tx.fetch("readside_covered", sweep_id=sweep_id))
         # 1
         name = round_file(sweep_id, number, bytes(file_digest))
         key = leaf.derive_key(self._keys.bucket(bucket), "request", request_id.bytes)
@@ -210,24 +210,38 @@ async def _model(tx: Tx, name: str) -> dict[str, Any]:
 
 
 async def register_keys(
-    ledger: Ledger,
-    keys: Iterable[tuple[Role, str, PublicKey, Mapping[str, Any]]],
-    *,
-    at: datetime,
+    deployment: Deployment, keys: Iterable[tuple[Role, str, PublicKey, Mapping[str, Any]]], *, at: datetime
 ) -> int:
     """Let these keys sign requests: role, name, public half, scope. A key that is registered stays as it is; how many
     are new."""
     listed = list(keys)
-    async with ledger.transaction() as tx:
+    async with _opened(deployment.ledger) as ledger, ledger.transaction() as tx:
         return await tx.execute(
             "readside_put_keys",
             ids=[public.key_id for _, _, public, _ in listed],
             roles=[role.value for role, *_ in listed],
             names=[name for _, name, *_ in listed],
             publics=[public.raw for _, _, public, _ in listed],
-            scopes=[canonical.dumps(json.loads(json.dumps(scope))).decode() for *_, scope in listed],
+            scopes=[json.dumps(dict(scope)) for *_, scope in listed],
             at=at,
         )
+
+
+async def trusted(deployment: Deployment) -> Trust:
+    """The policy of this deployment's own keys and of the approvers that it knows. An auditor keeps one of their own."""
+    async with _opened(deployment.ledger) as ledger, ledger.transaction() as tx:
+        rows = await tx.fetch("readside_approvers")
+    approvers = [
+        TrustedKey(
+            role=Role.APPROVER,
+            name=name,
+            public=PublicKey(bytes(public)).to_base64(),
+            valid_from=statement.instant(since),  # statements carry whole seconds
+            valid_to=until,
+        )
+        for name, public, since, until in rows
+    ]
+    return deployment.signers.trust(approvers)
 
 
 def _instant(at: datetime | None) -> str | None:

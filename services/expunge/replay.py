@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
+from itertools import islice
 from typing import Final, TypeAlias
 from uuid import UUID
 
@@ -86,7 +87,7 @@ def replay(
     # 3, 4
     state = State()
     end = checkpoint.size if until is None else min(until, checkpoint.size)
-    for index, entry in fold.entries(0, end, fetch):
+    for index, entry in islice(fold.entries(0, checkpoint.size, fetch), end):
         apply(state, index, entry, trust)
         if index % PROGRESS_ENTRIES == 0:
             progress(index, end)

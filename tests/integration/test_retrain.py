@@ -362,7 +362,7 @@ async def test_other_answers_that_do_not_fit_their_job_are_refused(world: World)
     assert [one.code for one in world.said(SuccessorRefused)] == [
         "unknown-job", "not-in-job", "unknown-lineage", "weights-not-located", "weights-shared",
     ]  # fmt: skip
-    assert dict((names[0], state) for names, state in world.jobs()) == {"face@1": "failed", "nowhere@1": "failed"}
+    assert {names[0]: state for names, state in world.jobs()} == {"face@1": "failed", "nowhere@1": "failed"}
 
 
 async def test_a_successor_waits_for_the_snapshot_it_names(world: World) -> None:

@@ -8,7 +8,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -27,6 +27,7 @@ from tests.evidence import (
     VECTORS,
     ZERO,
     Asked,
+    Store,
     Synthetic,
     only,
     order_sweep,
@@ -38,14 +39,15 @@ from tests.evidence import (
 )
 
 Files = dict[str, bytes]
+Model = tuple[str, Literal["open", "replaced", "destroyed"]]
 
 
-def check(files: Mapping[str, bytes], **changes: object) -> Report:
-    return verification.verify(files, trust(**changes))
+def check(files: Mapping[str, bytes], *stores: Store, **changes: object) -> Report:
+    return verification.verify(files, trust(stores or (IMAGES, VECTORS), **changes))
 
 
-def fails(files: Mapping[str, bytes], step: str, detail: str, **changes: object) -> Report:
-    report = check(files, **changes)
+def fails(files: Mapping[str, bytes], step: str, detail: str, *stores: Store, **changes: object) -> Report:
+    report = check(files, *stores, **changes)
     last = report.steps[-1]
     assert (last.ok, last.name) == (False, step), "\n".join(report.lines())
     assert detail in last.detail
@@ -91,7 +93,7 @@ def moved(name: str, before: str) -> Callable[[list[tuple[str, bytes]]], list[tu
 
 @pytest.mark.parametrize("number", [0, 1, 2])
 @pytest.mark.parametrize("extra", [{}, {"roots": True}, {"leaves": True}, {"roots": True, "leaves": True}])
-def test_a_request_of_a_shared_sweep_verifies(number: int, extra: dict[str, bool]) -> None:
+def test_a_request_of_a_shared_sweep_verifies(number: int, extra: dict[str, Any]) -> None:
     report = check(Synthetic().files(number, **extra))
     assert report.ok, list(report.lines())
     assert [step.name for step in report.steps] == list(verification.STEPS)
@@ -142,6 +144,13 @@ def test_the_result_follows_from_the_outcomes(outcome: Outcome, result: str) -> 
     assert check(built.files(1)).ok
 
 
+def test_a_store_where_nothing_is_absent_has_no_level() -> None:
+    built = Synthetic(outcomes={(1, 7): Outcome.FAILED, (1, 8): Outcome.FAILED})
+    summary = check(built.files()).verified()
+    assert (summary.stores[1].absent, summary.stores[1].outcomes) == (0, {"failed": 2})
+    assert not [line for line in summary.lines() if "in faces" in line and "verified absent" in line]
+
+
 def test_cancelled_is_another_word_for_held() -> None:
     built = Synthetic(outcomes={(0, 1): Outcome.EXCLUDED}, completed_changes={"result": "cancelled"})
     assert check(built.files()).ok
@@ -149,8 +158,8 @@ def test_cancelled_is_another_word_for_held() -> None:
 
 @pytest.mark.parametrize("keep_counts", [True, False])
 def test_a_models_certificate_closes_when_each_model_is_resolved(keep_counts: bool) -> None:  # noqa: FBT001
-    models = (("face@1", "replaced"), ("door@1", "destroyed"))
-    changes = {} if keep_counts else {"outcomes": ()}
+    models: Sequence[Model] = (("face@1", "replaced"), ("door@1", "destroyed"))
+    changes: dict[str, object] = {} if keep_counts else {"outcomes": ()}
     built = Synthetic(provision=Provision.MODELS, models=models, completed_changes=changes)
     assert check(built.files()).verified().result == "complete"
 
@@ -218,7 +227,7 @@ def test_a_value_without_a_canonical_form_is_refused(monkeypatch: pytest.MonkeyP
     def refuse(_value: object) -> bytes:
         raise ValueError("no form")
 
-    monkeypatch.setattr(bundle.canonical, "dumps", refuse)
+    monkeypatch.setattr(canonical, "dumps", refuse)
     fails(files, "policy", "canonical form")
 
 
@@ -281,7 +290,7 @@ def test_an_executor_of_another_store_fails() -> None:
 
 
 def test_a_store_without_a_pinned_key_is_named() -> None:
-    fails(Synthetic().files(), "signatures", "executor key of store faces, the policy has none", stores=[IMAGES])
+    fails(Synthetic().files(), "signatures", "executor key of store faces, the policy has none", IMAGES)
 
 
 @pytest.mark.parametrize("change", [{"valid_to": START}, {"valid_from": START + timedelta(days=50)}])
@@ -530,7 +539,9 @@ def test_an_attempt_that_names_no_or_another_predecessor_fails() -> None:
 
 def test_an_attempt_left_out_of_the_chain_fails() -> None:
     files = only_statements(order_sweep(), lambda name: name != "absence 1 1024 0")
-    fails(files, "coverage", "which is missing")
+    fails(files, "coverage", "only leaves left open")
+    first = only_statements(order_sweep(), lambda name: name not in {"absence 1 1024 0", "erase 1 1024 1"})
+    fails(first, "coverage", "which is missing")
 
 
 def test_leaving_out_the_last_attempt_leaves_leaves_open() -> None:
@@ -562,7 +573,7 @@ def test_runs_per_tree_are_those_of_the_claim() -> None:
 def test_a_certificate_for_another_request_fails() -> None:
     built = Synthetic()
     fails(built.files(0, claim=built.claims[1], indices=built.certificate(1).indices), "claim", "certificate's request")
-    other = {"claim": built.claims[1], "claim_opening": built.certificate(1).claim_opening}
+    other: dict[str, Any] = {"claim": built.claims[1], "claim_opening": built.certificate(1).claim_opening}
     fails(built.files(0, **other, indices=built.certificate(1).indices), "claim", "another's")
     fails(built.files(0, request=request_id(1)), "claim", "another's")
 
@@ -620,7 +631,10 @@ def test_a_claim_has_each_tree_once_and_ascending() -> None:
 
 def test_a_completion_of_another_request_fails() -> None:
     built = Synthetic()
-    other = {"completed": built.completed[1], "completed_opening": built.certificate(1).completed_opening}
+    other: dict[str, Any] = {
+        "completed": built.completed[1],
+        "completed_opening": built.certificate(1).completed_opening,
+    }
     fails(built.files(**other), "completion", "request and provision")
 
 

@@ -15,7 +15,9 @@ def read_key(path: Path) -> SigningKey:
     try:
         data = path.read_bytes().strip()
     except OSError as error:
-        raise Misconfigured(f"EXPUNGE_PUBLISHER_KEY_FILE: expected a key file at {path}, got {error.strerror}") from error
+        raise Misconfigured(
+            f"EXPUNGE_PUBLISHER_KEY_FILE: expected a key file at {path}, got {error.strerror}"
+        ) from error
     seed = _seed(data)
     if seed is None or len(seed) != SEED_BYTES:
         raise Misconfigured(f"EXPUNGE_PUBLISHER_KEY_FILE: expected an Ed25519 seed (hex, base64 or PEM) in {path}")

@@ -58,9 +58,7 @@ Key = Annotated[
     typer.Option("--key", envvar="EXPUNGE_PUBLISHER_KEY_FILE", help="signing key: a seed in hex, base64 or PEM"),
 ]
 Kafka = Annotated[str | None, typer.Option("--kafka", envvar="EXPUNGE_KAFKA", help="bootstrap servers, host:port")]
-Audience = Annotated[
-    str | None, typer.Option("--audience", envvar="EXPUNGE_AUDIENCE", help="the deployment's name")
-]
+Audience = Annotated[str | None, typer.Option("--audience", envvar="EXPUNGE_AUDIENCE", help="the deployment's name")]
 Subject = Annotated[str, typer.Argument(metavar="SUBJECT", help="subject_ref of the person: KEYID.MAC")]
 Purposes = Annotated[list[str], typer.Option("--purpose", "-p", help="a purpose; may be repeated")]
 Received = Annotated[datetime | None, typer.Option("--received", help="when the person asked (UTC), if not just now")]
@@ -102,24 +100,27 @@ def commands() -> typer.Typer:
 
 def _people(group: typer.Typer) -> None:
     @group.command(help="A person asks that everything of theirs be deleted.")
-    def delete(  # noqa: PLR0917 - typer passes by name
+    def delete(
         subject: Subject, regulation: Law = Law.GDPR, received: Received = None, deadline: datetime | None = None,
-        key: Key = None, kafka: Kafka = None, audience: Audience = None, as_json: AsJson = False,
+        key: Key = None, kafka: Kafka = None, audience: Audience = None, *, as_json: AsJson = False,
     ) -> None:  # fmt: skip
         from expunge.domain.request import Regulation, SubjectRef
 
         _publish(
             Connection(key, kafka, audience),
             lambda to: to.delete(
-                SubjectRef(subject), regulation=Regulation(regulation), received_at=_utc(received), deadline=_utc(deadline)
+                SubjectRef(subject),
+                regulation=Regulation(regulation),
+                received_at=_utc(received),
+                deadline=_utc(deadline),
             ),
             as_json=as_json,
         )
 
     @group.command(help="A person withdraws consent for some purposes.")
-    def withdraw(  # noqa: PLR0917
+    def withdraw(
         subject: Subject, purposes: Purposes, regulation: Law = Law.GDPR, received: Received = None,
-        key: Key = None, kafka: Kafka = None, audience: Audience = None, as_json: AsJson = False,
+        key: Key = None, kafka: Kafka = None, audience: Audience = None, *, as_json: AsJson = False,
     ) -> None:  # fmt: skip
         from expunge.domain.request import Regulation, SubjectRef
 
@@ -132,9 +133,9 @@ def _people(group: typer.Typer) -> None:
         )
 
     @group.command(help="A person consents, for images registered from now on.")
-    def consent(  # noqa: PLR0917
+    def consent(
         subject: Subject, purposes: Purposes,
-        key: Key = None, kafka: Kafka = None, audience: Audience = None, as_json: AsJson = False,
+        key: Key = None, kafka: Kafka = None, audience: Audience = None, *, as_json: AsJson = False,
     ) -> None:  # fmt: skip
         from expunge.domain.request import SubjectRef
 
@@ -145,10 +146,10 @@ def _people(group: typer.Typer) -> None:
         )
 
     @group.command(help="The retention period of a person's data has ended: for all purposes, or for those named.")
-    def retention(  # noqa: PLR0917
+    def retention(
         subject: Subject,
         purposes: Annotated[list[str] | None, typer.Option("--purpose", "-p", help="may be repeated")] = None,
-        key: Key = None, kafka: Kafka = None, audience: Audience = None, as_json: AsJson = False,
+        key: Key = None, kafka: Kafka = None, audience: Audience = None, *, as_json: AsJson = False,
     ) -> None:  # fmt: skip
         from expunge.domain.request import SubjectRef
 
@@ -164,7 +165,7 @@ def _orders(group: typer.Typer) -> None:
         help="An authority orders a source, a period or a list of people erased, with every model made from them. "
         "Provision 1 covers data, provision 2 models."
     )
-    def order(  # noqa: PLR0917
+    def order(
         reference: Reference,
         data_deadline: Annotated[datetime, typer.Option("--data-deadline", help="UTC")],
         models_deadline: Annotated[datetime | None, typer.Option("--models-deadline", help="UTC; 90 days later")] = None,
@@ -174,7 +175,7 @@ def _orders(group: typer.Typer) -> None:
         start: Annotated[datetime | None, typer.Option("--from", help="acquired from this day on")] = None,
         end: Annotated[datetime | None, typer.Option("--before", help="and before this one")] = None,
         subjects: Annotated[Path | None, typer.Option("--subjects", help="file with a subject_ref per line")] = None,
-        key: Key = None, kafka: Kafka = None, audience: Audience = None, as_json: AsJson = False,
+        key: Key = None, kafka: Kafka = None, audience: Audience = None, *, as_json: AsJson = False,
     ) -> None:  # fmt: skip
         from expunge.domain.request import Authority
 
@@ -183,21 +184,19 @@ def _orders(group: typer.Typer) -> None:
         provisions = _provisions(data_by, _utc(models_deadline) or data_by + MODELS_AFTER, remedy)
         _publish(
             Connection(key, kafka, audience),
-            lambda to: to.order(
-                selection, authority=Authority(authority), reference=reference, provisions=provisions
-            ),
+            lambda to: to.order(selection, authority=Authority(authority), reference=reference, provisions=provisions),
             as_json=as_json,
         )
 
 
 def _holds(group: typer.Typer) -> None:
     @group.command(help="A legal duty to keep: nothing of the target is erased until release.")
-    def hold(  # noqa: PLR0917
+    def hold(
         reference: Reference,
         subject: Annotated[str | None, typer.Option("--subject", help="one person")] = None,
         source: Annotated[str | None, typer.Option("--source", help="or one source")] = None,
         authority: Orderer = Orderer.COURT, until: datetime | None = None,
-        key: Key = None, kafka: Kafka = None, audience: Audience = None, as_json: AsJson = False,
+        key: Key = None, kafka: Kafka = None, audience: Audience = None, *, as_json: AsJson = False,
     ) -> None:  # fmt: skip
         from expunge.domain.request import Authority, BySource, BySubject, SubjectRef
 
@@ -211,8 +210,8 @@ def _holds(group: typer.Typer) -> None:
         )
 
     @group.command(help="A hold ends.")
-    def release(  # noqa: PLR0917
-        request: Id, key: Key = None, kafka: Kafka = None, audience: Audience = None, as_json: AsJson = False
+    def release(
+        request: Id, key: Key = None, kafka: Kafka = None, audience: Audience = None, *, as_json: AsJson = False
     ) -> None:
         from expunge.domain.request import RequestId
 
@@ -221,18 +220,18 @@ def _holds(group: typer.Typer) -> None:
 
 def _follow_ups(group: typer.Typer) -> None:
     @group.command(help="Take an earlier request back, as far as nothing was done yet.")
-    def cancel(  # noqa: PLR0917
-        request: Id, key: Key = None, kafka: Kafka = None, audience: Audience = None, as_json: AsJson = False
+    def cancel(
+        request: Id, key: Key = None, kafka: Kafka = None, audience: Audience = None, *, as_json: AsJson = False
     ) -> None:
         from expunge.domain.request import RequestId
 
         _publish(Connection(key, kafka, audience), lambda to: to.cancel(RequestId(request)), as_json=as_json)
 
     @group.command(help="Approve a sealed scope, with an approver's key. `expunge status` shows the scope root.")
-    def approve(  # noqa: PLR0917
+    def approve(
         request: Id,
         scope_root: Annotated[str, typer.Option("--scope-root", help="SHA-256 of the scope statement, hex")],
-        key: Key = None, kafka: Kafka = None, audience: Audience = None, as_json: AsJson = False,
+        key: Key = None, kafka: Kafka = None, audience: Audience = None, *, as_json: AsJson = False,
     ) -> None:  # fmt: skip
         from expunge.domain.request import RequestId
 

@@ -72,7 +72,8 @@ def photos() -> list[Photo]:
     found = []
     for person in range(1, PEOPLE + 1):
         for number in range(1, PHOTOS + 1):
-            people, content = (person,), files[person, number]
+            people: tuple[int, ...] = (person,)
+            content = files[person, number]
             if number == PHOTOS and person in GROUPS:
                 beside = GROUPS[person]
                 people, content = (person, beside), _side_by_side(content, files[beside, 1 + person % (PHOTOS - 1)])
@@ -85,7 +86,7 @@ def pixels(content: bytes) -> NDArray[np.float32]:
     with Image.open(io.BytesIO(content)) as image:
         grey = np.asarray(image, dtype=np.float32) / 255
     faces = np.stack(np.split(grey, grey.shape[1] // WIDTH, axis=1))
-    return faces[:, ::2, ::2].reshape(len(faces), -1)
+    return np.asarray(faces[:, ::2, ::2].reshape(len(faces), -1), dtype=np.float32)
 
 
 def thumbnail(content: bytes) -> bytes:

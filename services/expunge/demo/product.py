@@ -30,6 +30,7 @@ from expunge.demo.faces import Photo, pixels, thumbnail
 from expunge.demo.training import Embedder, Floats, parameters_digest
 from expunge.domain.lineage import (
     AddedArtifact,
+    ArtifactKind,
     ArtifactRecord,
     ArtifactsAdded,
     BatchId,
@@ -282,8 +283,13 @@ def _sample(photo: Photo) -> dict[str, bytes]:
     return {"pgm": photo.content, "json": json.dumps(about).encode()}
 
 
-def _artifact(  # noqa: PLR0917 - reads as a row
-    kind: Any, store: str, unit: str, locator: str, purposes: tuple[str, ...], digest: str  # noqa: ANN401 - a literal
+def _artifact(
+    kind: ArtifactKind,
+    store: str,
+    unit: str,
+    locator: str,
+    purposes: tuple[str, ...],
+    digest: str,
 ) -> ArtifactRecord:
     return ArtifactRecord(kind=kind, store=store, unit=unit, locator=locator, purposes=purposes, digest=digest)
 

@@ -14,11 +14,12 @@ from kafka import KafkaConsumer, TopicPartition
 from expunge.domain import events, topics
 from expunge.domain.cloudevents import from_kafka
 from expunge.domain.errors import Retryable
+from expunge.domain.request import Message
 
 POLL_MS: Final = 200
 TOPICS: Final = (topics.PROOFS, topics.RETRAINING, topics.DEAD_LETTER)
 
-E = TypeVar("E", bound=events.Message)
+E = TypeVar("E", bound=Message)
 T = TypeVar("T")
 
 

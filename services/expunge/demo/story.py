@@ -194,7 +194,9 @@ class _Story:
         stage.check(holds=vectors == 2 * len(self._photos), text=f"{vectors} vectors registered: FAISS and pgvector")
         stage.doing("waiting for the models to be registered")
         models = self._until_models(lambda found: len(found) == 3 and set(found.values()) == {ModelStatus.CLEAN})  # noqa: PLR2004
-        stage.check(holds=bool(models), text="face@1, doorbell@1 (fine-tuned from it) and age@1 (evaluated on it): clean")
+        stage.check(
+            holds=bool(models), text="face@1, doorbell@1 (fine-tuned from it) and age@1 (evaluated on it): clean"
+        )
 
     # 4
 
@@ -204,9 +206,7 @@ class _Story:
         told.requests["withdrawal"] = self._publisher.withdraw(
             product.subject(faces.WITHDRAWS), (TRAINING,), regulation=Regulation.GDPR
         )
-        told.requests["deletion"] = self._publisher.delete(
-            product.subject(faces.DELETED), regulation=Regulation.GDPR
-        )
+        told.requests["deletion"] = self._publisher.delete(product.subject(faces.DELETED), regulation=Regulation.GDPR)
         self._publisher.flush()
         for name in ("withdrawal", "deletion"):
             stage.doing(f"waiting for the data certificate of the {name}")
@@ -215,11 +215,13 @@ class _Story:
             stage.check(
                 holds=issued.result == "complete", text=f"{name}: data certificate after {told.seconds[name]:.1f} s"
             )
-        self._look(faces.WITHDRAWS, {"photo", "thumbnail"}, "withdrew: photos stay for the account, rows and vectors are gone")
+        self._look(
+            faces.WITHDRAWS, {"photo", "thumbnail"}, "withdrew: photos stay for the account, rows and vectors are gone"
+        )
         self._look(faces.DELETED, set(), "deleted: nothing left, group photo included")
         self._look(faces.BYSTANDER, None, "the third person's own photos, rows and vectors are untouched")
         self._tainted("face@1", "doorbell@1")
-        age = self._ask(lambda opened: opened.model("age@1"))
+        age = self._model("age@1")
         stage.check(
             holds=age["status"] == ModelStatus.CLEAN and bool(age["metric_void"]),
             text=f"age@1 stays {age['status']}, its metric is void",
@@ -250,12 +252,13 @@ class _Story:
 
     def _tainted(self, *names: str) -> None:
         for name in names:
-            model = self._ask(lambda opened, name=name: opened.model(name))
+            model = self._model(name)
             open_taints = [one for one in model["taints"] if one["resolution"] is None]
             paths = {" <- ".join(one["path"]) for one in open_taints}
             images = sum(one["images"] for one in open_taints)
             self._stage.check(
-                holds=bool(open_taints), text=f"{name} is {model['status']}: {images} photos, path {', '.join(sorted(paths))}"
+                holds=bool(open_taints),
+                text=f"{name} is {model['status']}: {images} photos, path {', '.join(sorted(paths))}",
             )
 
     def _retrain(self, names: Sequence[str]) -> None:
@@ -281,7 +284,7 @@ class _Story:
             stage.check(holds=issued.result == "complete", text=f"{name}: models certificate")
         number = made.measured.model.partition("@")[2]
         for name in (f"face@{number}", f"doorbell@{number}"):
-            gate = self._ask(lambda opened, name=name: opened.gate(name))
+            gate = self._gate(name)
             stage.check(holds=gate["clean"], text=f"{name} is clean at log size {gate['log_size']}")
 
     # 5
@@ -314,13 +317,16 @@ class _Story:
         issued = self._certified(request, Provision.DATA)
         told.seconds["order"] = time.monotonic() - asked
         stage.check(
-            holds=issued.result == "complete", text=f"order: data certificate {told.seconds['order']:.1f} s after approval"
+            holds=issued.result == "complete",
+            text=f"order: data certificate {told.seconds['order']:.1f} s after approval",
         )
         left = [photo for photo in self._photos if photo.source == "partner-2014"]
         things = {name for photo in (left[0], left[-1]) for name, there in self._product.holds(photo).items() if there}
         stage.check(holds=not things, text="partner-2014: photos, thumbnails, shard rows and vectors are gone")
         self._tainted(*(f"{name}@2" for name in ("face", "doorbell")))
-        told.affected = sorted({one.model for one in self._proofs.of(events.ModelTainted) if one.sweep_id == issued.sweep_id})
+        told.affected = sorted(
+            {one.model for one in self._proofs.of(events.ModelTainted) if one.sweep_id == issued.sweep_id}
+        )
         stage.say(f"models affected by the order: {', '.join(told.affected)}")
         self._retrain(["order"])
 
@@ -341,8 +347,10 @@ class _Story:
         tell(self._publisher, [upload])
 
         def answered() -> events.RegistrationRefused | events.Registered | None:
-            answers = (*self._proofs.of(events.RegistrationRefused), *self._proofs.of(events.Registered))
-            return next((one for one in answers if one.batch_id == upload.batch_id), None)
+            for one in self._proofs.seen:
+                if isinstance(one, events.RegistrationRefused | events.Registered) and one.batch_id == upload.batch_id:
+                    return one
+            return None
 
         answer = self._proofs.until(answered, "an answer about the upload", REGISTER_SECONDS)
         refused = isinstance(answer, events.RegistrationRefused)
@@ -359,7 +367,7 @@ class _Story:
         paths = []
         for name, request in told.requests.items():
             for provision in Provision:
-                files = self._ask(lambda opened, of=request, what=provision: opened.certificate(UUID(of), what))
+                files = self._certificate(request, provision)
                 paths.append(self._output / f"{name}-{provision.value}.zip")
                 write_bundle(files, paths[-1])
         stage.doing("verifying offline")
@@ -368,7 +376,7 @@ class _Story:
             told.bundles.append(report)
             stage.check(holds=report["ok"], text=f"{path.name}: {len(report['steps'])} steps hold")
         tampered = self._embedded.directory / "tampered.zip"
-        files = self._ask(lambda opened: opened.certificate(UUID(told.requests["deletion"]), Provision.DATA))
+        files = self._certificate(told.requests["deletion"], Provision.DATA)
         write_bundle(_one_byte_flipped(files), tampered)
         (report,) = _verified([tampered], policy)
         stage.check(holds=not report["ok"], text=f"the same with one byte flipped: fails at {report['where']}")
@@ -402,6 +410,18 @@ class _Story:
                 return await question(opened)
 
         return asyncio.run(ask())
+
+    def _model(self, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = self._ask(lambda opened: opened.model(name))
+        return found
+
+    def _gate(self, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = self._ask(lambda opened: opened.gate(name))
+        return found
+
+    def _certificate(self, request: RequestId, provision: Provision) -> dict[str, bytes]:
+        files: dict[str, bytes] = self._ask(lambda opened: opened.certificate(UUID(request), provision))
+        return files
 
     def _until_models(self, holds: Callable[[dict[str, str]], bool]) -> dict[str, str]:
         """Wait for what no event tells: that models are registered."""
@@ -501,9 +521,7 @@ def _closing(stage: Stage, told: Told, output: Path, seconds: float) -> None:
     models = Table("model", "photos", "people", "identifies", "AUC, never seen", box=None, pad_edge=False)
     for made in told.made:
         one = made.measured
-        models.add_row(
-            one.model, str(one.photos), str(one.people), f"{one.accuracy:.1%}", f"{one.verification:.3f}"
-        )
+        models.add_row(one.model, str(one.photos), str(one.people), f"{one.accuracy:.1%}", f"{one.verification:.3f}")
     console.print(models)
     proofs = Table("certificate", "result", "verified absent", "level", "retained", "models", box=None, pad_edge=False)
     for name, report in zip(_names(told), told.bundles, strict=True):
@@ -513,12 +531,17 @@ def _closing(stage: Stage, told: Told, output: Path, seconds: float) -> None:
         uncovered = list(dict.fromkeys(text for one in told.bundles for text in one["summary"]["not_covered"]))
         console.print(f"not covered: {'; '.join(uncovered)}", soft_wrap=True)
     if told.affected:
-        console.print(f"models affected by the order: {', '.join(told.affected)}; each was replaced, its file destroyed")
+        console.print(
+            f"models affected by the order: {', '.join(told.affected)}; each was replaced, its file destroyed"
+        )
     console.print(f"\n[bold]Bundles are in {output}/[/bold]. Look further:")
     console.print(f"  expunge verify {output}/deletion-data.zip --trust {output}/trust.json", soft_wrap=True)
     console.print(f"  expunge verify {output}/*.zip --trust {output}/trust.json --json", soft_wrap=True)
     console.print(f"  unzip -p {output}/order-models.zip README.txt        how to check it with public tools only")
-    console.print("  expunge demo --keep DIR, then expunge up --dir DIR   the same deployment again, to ask it things")
+    console.print(
+        "  expunge demo --keep DIR                              keeps the evidence log, stores and workers' logs"
+    )
+    console.print("  expunge up                                           a deployment of your own; expunge --help")
 
 
 def _names(told: Told) -> list[str]:

@@ -111,9 +111,7 @@ def train_face(samples: Samples, *, embedder: Embedder | None = None) -> FaceMod
         embed = embedder or _embedder(samples)
         identifier = LogisticRegression(C=PARAMETERS["c"], max_iter=500, random_state=SEED)
         identifier.fit(embed(samples.pixels), samples.people)
-    return FaceModel(
-        embed, _whole(identifier.classes_), _floats(identifier.coef_), _floats(identifier.intercept_)
-    )
+    return FaceModel(embed, _whole(identifier.classes_), _floats(identifier.coef_), _floats(identifier.intercept_))
 
 
 def train_doorbell(face: FaceModel, samples: Samples) -> FaceModel:

@@ -70,6 +70,8 @@ class _Node:
     model: Model
     parents: tuple[int, ...]
     evaluated: tuple[int, ...]
+    own: tuple[tuple[int, int], ...]
+    """(snapshot, purpose) of each snapshot: what `affected` looks up."""
 
 
 class Lineage:
@@ -81,6 +83,8 @@ class Lineage:
             raise Rejected("unknown-parent", "expected every parent among the models")
         self.position = {name: at for at, name in enumerate(_sorted(by_name))}
         self.nodes = tuple(self._node(by_name[name]) for name in self.position)
+        self.used = frozenset(pair for node in self.nodes for pair in node.own)
+        self.snapshots = frozenset(number for number, _ in self.used)
         known: list[bool] = []
         for node in self.nodes:
             known.append(node.model.known and all(known[parent] for parent in node.parents))
@@ -92,6 +96,7 @@ class Lineage:
             model,
             tuple(sorted({at for at, relation in places if relation is not Relation.EVALUATED_ON})),
             tuple(sorted({at for at, relation in places if relation is Relation.EVALUATED_ON})),
+            tuple((number, model.purpose) for number in model.snapshots),
         )
 
     def known(self, name: str) -> bool:
@@ -143,31 +148,29 @@ def affected(lineage: Lineage, snapshots: Snapshots, scopes: Scopes) -> Affected
     tainted: dict[str, Taint] = {}
     void: dict[str, int] = {}
     sets: dict[int, Any] = {}
+    paths: dict[int, tuple[str, ...]] = {}
     for at, node in enumerate(lineage.nodes):
         model = node.model
-        own = _union(hits.get((number, model.purpose)) for number in model.snapshots)
+        own = _union([hits[pair] for pair in node.own if pair in hits])
         parents = [parent for parent in node.parents if parent in sets]
-        if own or parents:
-            sets[at] = _union([own, *(sets[parent] for parent in parents)])
-            tainted[model.name] = Taint(
-                count(sets[at]), count(own) if own else 0, (model.name, *_nearest(lineage, tainted, own, parents))
-            )
-        elif ground := _union(sets.get(parent) for parent in node.evaluated):
-            void[model.name] = count(ground)
+        if own is not None or parents:
+            above = [sets[parent] for parent in parents]
+            sets[at] = total = _union(above if own is None else [own, *above])
+            nearest = () if own is not None else min([paths[parent] for parent in parents], key=len)
+            paths[at] = (model.name, *nearest)
+            tainted[model.name] = Taint(count(total), 0 if own is None else count(own), paths[at])
+        elif ground := [sets[parent] for parent in node.evaluated if parent in sets]:
+            void[model.name] = count(_union(ground))
     return Affected(tainted, void)
 
 
-def _nearest(lineage: Lineage, tainted: Mapping[str, Taint], own: object, parents: Iterable[int]) -> tuple[str, ...]:
-    if own:
-        return ()
-    return min((tainted[lineage.nodes[parent].model.name].path for parent in parents), key=len)
-
-
-def _union(parts: Iterable[Any]) -> Any:  # noqa: ANN401 - ints or bitmaps, see `affected`
-    total: Any = None
-    for part in parts:
-        if part is not None and part is not total:
-            total = part if total is None else total | part
+def _union(parts: list[Any]) -> Any:  # noqa: ANN401 - ints or bitmaps, see `affected`
+    if not parts:
+        return None
+    total = parts[0]
+    for part in parts[1:]:
+        if part is not total:
+            total = total | part
     return total
 
 
@@ -175,30 +178,30 @@ def _hits(
     lineage: Lineage, snapshots: Snapshots, scopes: Scopes
 ) -> tuple[dict[tuple[int, int], Any], Callable[[Any], int]]:
     """Per (snapshot, purpose) in use: which images of the scope it has, if any; and how to count such sets."""
-    wanted = {(number, node.model.purpose) for node in lineage.nodes for number in node.model.snapshots}
     union = BitMap64().union(*scopes.values())
     if len(union) > _SMALL:
-        found: dict[tuple[int, int], Any] = {}
-        known: dict[tuple[int, int], BitMap64] = {}  # purposes mostly share one scope
-        for number, purpose in wanted:
-            if scope := scopes.get(purpose):
-                key = (number, id(scope))
-                if key not in known:
-                    known[key] = snapshots[number] & scope
-                if known[key]:
-                    found[number, purpose] = known[key]
-        return found, len
-    images = list(union)
-    bits = {
-        purpose: sum(1 << at for at, image in enumerate(images) if image in scope) for purpose, scope in scopes.items()
-    }
-    members: dict[int, int] = {}
-    for number in {number for number, _ in wanted}:
-        inside = snapshots[number]
-        if not inside.isdisjoint(union):
-            members[number] = sum(1 << at for at, image in enumerate(images) if image in inside)
-    small = {pair: members[pair[0]] & bits.get(pair[1], 0) for pair in wanted if pair[0] in members}
-    return {pair: hit for pair, hit in small.items() if hit}, int.bit_count
+        return _large_hits(lineage, snapshots, scopes), len
+    bits = {image: 1 << at for at, image in enumerate(union)}
+    inside = {}
+    for number in lineage.snapshots:
+        members = snapshots[number]
+        inside[number] = sum([bit for image, bit in bits.items() if image in members])
+    masks = {purpose: sum(map(bits.__getitem__, scope)) for purpose, scope in scopes.items()}
+    found = {pair: inside[pair[0]] & masks.get(pair[1], 0) for pair in lineage.used}
+    return {pair: hit for pair, hit in found.items() if hit}, int.bit_count
+
+
+def _large_hits(lineage: Lineage, snapshots: Snapshots, scopes: Scopes) -> dict[tuple[int, int], BitMap64]:
+    found: dict[tuple[int, int], BitMap64] = {}
+    known: dict[tuple[int, int], BitMap64] = {}  # purposes mostly share one scope
+    for number, purpose in lineage.used:
+        if scope := scopes.get(purpose):
+            key = (number, id(scope))
+            if key not in known:
+                known[key] = snapshots[number] & scope
+            if known[key]:
+                found[number, purpose] = known[key]
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ from expunge.domain import bundle as bundles
 from expunge.domain.accounting import Counts
 from expunge.domain.certificate import Certificate
 from expunge.domain.coverage import DEEDS
-from expunge.domain.errors import Rejected, Tampered
+from expunge.domain.errors import Tampered
 from expunge.domain.evidence import Sweep
 from expunge.domain.limits import CHUNK_LEAVES
 from expunge.domain.report import Report, StepResult, StoreSummary, Summary
@@ -98,8 +98,6 @@ def verify(files: Mapping[str, bytes], trust: Trust) -> Report:
         passed(f"{len(summary.stores)} stores, {len(summary.models)} models")
     except Tampered as error:
         return _failed(done, error.where, str(error))
-    except Rejected as error:
-        return _failed(done, error.code, str(error))
     return Report(steps=tuple(done), where=None, summary=summary)
 
 

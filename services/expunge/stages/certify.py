@@ -270,6 +270,20 @@ class Certify:
                 bitmap=bitmap.serialize(),
             )  # fmt: skip
 
+    async def overdue(self, tx: Tx) -> int:
+        """Say once, in the log, of each provision of a sweep whose date was missed; how many statements."""
+        at = self._clock()
+        rows = await tx.fetch("certify_overdue", at=at)
+        for sweep_id, provision, due, scope_digest in rows:
+            predicate = statement.Overdue(
+                sweep=str(sweep_id), provision=Provision(provision), due=due, at=statement.instant(at)
+            )
+            payload = statement.payload(predicate, {"scope": scope_digest.hex()})
+            (index,) = await log(tx, [(predicate.type, self._signer.sign(payload, PAYLOAD_TYPE))])
+            said = "certify_overdue_data" if provision == Provision.DATA else "certify_overdue_models"
+            await tx.execute(said, sweep_id=sweep_id, at=at, index=index)
+        return len(rows)
+
     async def issue(self, size: int, tx: Tx) -> int:
         """Announce the certificates of every round that the checkpoint of `size` covers; how many certificates."""
         rows = await tx.fetch("certify_unissued", size=size)

@@ -18,6 +18,7 @@ from uuid import UUID
 
 import numpy as np
 
+from expunge import metrics
 from expunge.domain import events, statement, topics
 from expunge.domain.events import SweepId
 from expunge.domain.lifecycle import SweepState
@@ -143,7 +144,7 @@ class Dispatch:
             )  # fmt: skip
             ready = [one for one, delay in zip(moved, delays, strict=True) if one[4] != DONE and not delay]
             await self._order(tx, ready, kinds)
-        await self._log(tx, sweep_ids, trees, steps, attempts, first, end)
+        await self._log(tx, kinds, sweep_ids, trees, steps, attempts, first, end)
 
     async def _next(self, tx: Tx, run: Run, tree: Mapping[str, Any]) -> tuple[str, int, float]:
         """What comes after a step: the step, its attempt, and how long to wait first (seconds)."""
@@ -164,7 +165,7 @@ class Dispatch:
             return Step.ERASE, attempt + 1, min(60.0, 0.5 * 4.0**attempt)
         return DONE, attempt, 0.0
 
-    async def _log(self, tx: Tx, *columns: Sequence[Any]) -> None:
+    async def _log(self, tx: Tx, kinds: Mapping[UUID, Sequence[Mapping[str, Any]]], *columns: Sequence[Any]) -> None:
         sweeps, trees, steps, attempts, first, end = columns
         rows = await tx.fetch(
             "dispatch_done_outcomes", sweeps=list(sweeps), trees=list(trees), steps=list(steps), attempts=list(attempts),
@@ -172,6 +173,11 @@ class Dispatch:
         )  # fmt: skip
         if not rows:
             return
+        for sweep_id, tree, _chunk, step, _attempt, _envelope, outcomes in rows:
+            for code, count in enumerate(np.bincount(np.frombuffer(outcomes, np.uint8)).tolist()):
+                if count:
+                    outcome = Outcome(code).name.lower()
+                    metrics.ARTIFACTS.labels(kinds[sweep_id][tree]["store"], step, outcome).inc(count)
         indices = await log(tx, [(_CHUNK, row[5]) for row in rows])
         await tx.execute(
             "dispatch_logged", sweeps=[row[0] for row in rows], trees=[row[1] for row in rows],

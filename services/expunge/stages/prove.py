@@ -17,7 +17,7 @@ from expunge.domain import events, tiles
 from expunge.domain.dsse import SigningKey
 from expunge.domain.errors import Tampered
 from expunge.domain.merkle import HASH_BYTES, Frontier
-from expunge.domain.note import Checkpoint, sign_checkpoint
+from expunge.domain.note import Checkpoint, NoteKey, open_checkpoint, sign_checkpoint
 from expunge.ports import Clock, Ledger, TileStore, Tx
 from expunge.record import emit
 
@@ -120,5 +120,15 @@ class Prove:
             added = [row[3] for row in rows[max(bundle.start - old, 0) : bundle.end - old]]
             files[bundle.path] = tiles.bundle_bytes([*kept, *added])
         self._store.write(files)
-        # Tiles are durable before the checkpoint that promises them.
-        self._store.write({"checkpoint": note})
+        # Tiles are durable before the checkpoint that promises them. An appender that was paused never takes a newer
+        # one back.
+        if size > self._published_size():
+            self._store.write({"checkpoint": note})
+
+    def _published_size(self) -> int:
+        try:
+            current = self._store.read("checkpoint")
+        except FileNotFoundError:
+            return -1
+        verifier = NoteKey.log(self._origin, self._key.public)
+        return open_checkpoint(current, [verifier], self._origin).size

@@ -99,6 +99,7 @@ class Coordinator:
             async with self.ledger.transaction() as tx:
                 ordered = await self.dispatch.redrive(tx, age=STALLED_SECONDS)
                 await self.dispatch.expire(tx)
+                await self.certify.overdue(tx)
                 stale = await self.certify.stale(tx, age=STALLED_SECONDS)
                 if stale:
                     await self.certify.check(stale, tx)

@@ -226,7 +226,7 @@ def _read(row: Row) -> tuple[_Image, OfferedArtifact]:
     if len(row) != len(COLUMNS):
         raise Rejected("bad-columns", "expected as many values as columns")
     source, key, subjects, digest, acquired_on, kind, store, unit, locator, purposes, own = row
-    if not _valid("source", source):
+    if not _name("source", source):
         raise Rejected("bad-source", "expected a source name")
     if not _valid("key", key):
         raise Rejected("bad-key", "expected an image key")
@@ -260,6 +260,7 @@ def _digest(value: object) -> bytes:
     return bytes.fromhex(value)
 
 
+@lru_cache(4096)
 def _day(value: object) -> date:
     if isinstance(value, date) and not isinstance(value, datetime):
         return value

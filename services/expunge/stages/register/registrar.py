@@ -84,6 +84,7 @@ class Purposes:
 
     def __init__(self, bits: dict[str, int]) -> None:
         self._bits = bits
+        self._masks: dict[tuple[str, ...], int] = {}
 
     @classmethod
     async def read(cls, tx: Tx) -> Purposes:
@@ -105,8 +106,10 @@ class Purposes:
     def bit(self, name: str) -> int:
         return self._bits[name]
 
-    def mask(self, names: Iterable[str]) -> int:
-        return sum(1 << self._bits[name] for name in set(names))
+    def mask(self, names: tuple[str, ...]) -> int:
+        if names not in self._masks:
+            self._masks[names] = sum(1 << self._bits[name] for name in set(names))
+        return self._masks[names]
 
 
 class Registrar:

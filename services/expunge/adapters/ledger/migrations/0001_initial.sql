@@ -180,6 +180,7 @@ create table request (
     data_round    integer,
     models_result text,
     models_round  integer,
+    overdue_index bigint,                    -- log index of the statement that says its date was missed
     moved_at      timestamptz not null default clock_timestamp(),
     unique (key_id, nonce)
 );
@@ -309,6 +310,7 @@ create table taint (
     due       timestamptz not null,
     resolved_index bigint,                   -- log index of the statement that replaced or destroyed the model
     resolution text,                         -- replaced | destroyed
+    overdue_index bigint,
     primary key (sweep_id, model_no)
 );
 create index taint_open on taint (model_no) where resolved_index is null;

@@ -93,3 +93,21 @@ update round set issued = true where not issued and log_index < %(size)s
 -- name: certify_sweeps_to_check
 select sweep_id from sweep s where state = 'published' and taint = 'resolved'
   and moved_at < clock_timestamp() - make_interval(secs => %(age)s::float8) limit 64
+
+-- Dates that were missed and not yet said so, one row per sweep and provision.
+-- name: certify_overdue
+select r.sweep_id, 'data', min(r.due), s.scope_digest from request r join sweep s using (sweep_id)
+where r.due < %(at)s and r.data_result is null and r.state = 'planned' and r.overdue_index is null
+group by r.sweep_id, s.scope_digest
+union all
+select t.sweep_id, 'models', min(t.due), s.scope_digest from taint t join sweep s using (sweep_id)
+where t.due < %(at)s and t.resolved_index is null and t.overdue_index is null
+group by t.sweep_id, s.scope_digest
+
+-- name: certify_overdue_data
+update request set overdue_index = %(index)s
+where sweep_id = %(sweep_id)s and due < %(at)s and data_result is null and overdue_index is null
+
+-- name: certify_overdue_models
+update taint set overdue_index = %(index)s
+where sweep_id = %(sweep_id)s and due < %(at)s and resolved_index is null and overdue_index is null

@@ -24,7 +24,7 @@ returning sweep_id, tree, first_chunk, end_chunk
 select sweep_id, trees from sweep where sweep_id = any(%(ids)s::uuid[])
 
 -- name: dispatch_done_outcomes
-select o.sweep_id, o.tree, o.chunk, o.step, o.attempt, o.envelope
+select o.sweep_id, o.tree, o.chunk, o.step, o.attempt, o.envelope, o.outcomes
 from unnest(%(sweeps)s::uuid[], %(trees)s::smallint[], %(steps)s::text[], %(attempts)s::integer[], %(first)s::integer[], %(end)s::integer[])
      as t(sweep_id, tree, step, attempt, first, stop)
 join outcome o on o.sweep_id = t.sweep_id and o.tree = t.tree and o.step = t.step and o.attempt = t.attempt

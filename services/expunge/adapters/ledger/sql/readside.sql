@@ -73,3 +73,6 @@ select t.key_id, t.role, t.name, t.public, t.scope::jsonb, %(at)s
 from unnest(%(ids)s::text[], %(roles)s::text[], %(names)s::text[], %(publics)s::bytea[], %(scopes)s::text[])
      as t(key_id, role, name, public, scope)
 on conflict (key_id) do nothing
+
+-- name: readside_approvers
+select name, public, valid_from, valid_to from trusted_key where role = 'approver' order by key_id

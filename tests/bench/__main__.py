@@ -1,0 +1,174 @@
+"""`make bench`: the real workers on real servers, as ratios to the same work done bare in the same run.
+
+python -m tests.bench [--quick] [--only orders|requests|micro] [--sizes 3000,30000] [--requests 1000] [--profile]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import psycopg
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+from rich.console import Console
+
+from expunge.wiring.up import Embedded
+from tests.bench import micro, orders, people, report
+from tests.bench.corpus import PER_PERSON, Corpus, import_rows, store_urls
+from tests.bench.rig import AUDIENCE, WORKERS, Rig
+
+MEMORY: Final = Path("/dev/shm")  # noqa: S108 - a tmpfs is the point
+COPIES_UP_TO: Final = 30_000
+"""Larger orders have one copy for the floor, smaller ones three, because their floor is over in a moment."""
+PEOPLE_VECTORS: Final = 50_000
+"""Least vectors in the index that people's vectors are removed from."""
+QUICK_VECTORS: Final = 5_000
+PACED_SECONDS: Final = 10.0
+
+
+def arguments(given: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench", description=__doc__.partition("\n")[0] if __doc__ else None
+    )
+    parser.add_argument("--quick", action="store_true", help="smallest sizes, within a minute")
+    parser.add_argument("--only", choices=("orders", "requests", "micro"), action="append", help="may be repeated")
+    parser.add_argument("--sizes", default="3000,30000", help="images per order")
+    parser.add_argument("--requests", type=int, default=1000, help="people who ask at once")
+    parser.add_argument("--publishers", type=int, default=16)
+    parser.add_argument("--disk", type=Path, help="keep files and indexes in a folder below this one, not in memory")
+    parser.add_argument("--profile", action="store_true", help="py-spy each worker, into bench-output/profiles")
+    parser.add_argument(
+        "--keep-logs", action="store_true", help="copy the logs of workers and servers to bench-output/logs"
+    )
+    found = parser.parse_args(given)
+    found.sizes = [int(one) for one in found.sizes.split(",")]
+    if found.quick:
+        found.sizes, found.requests = [1000], 100
+    found.only = found.only or ["orders", "requests", "micro"]
+    return found
+
+
+def main(given: list[str]) -> int:
+    options = arguments(given)
+    console = Console(stderr=True)
+    result: dict[str, Any] = {"options": {name: str(value) for name, value in vars(options).items()}}
+    if "micro" in options.only:
+        result["micro"] = micro.run(quick=options.quick)
+    if {"orders", "requests"} & set(options.only):
+        memory = MEMORY.is_dir() and os.access(MEMORY, os.W_OK)
+        files = Path(tempfile.mkdtemp(prefix="expunge-bench-", dir=options.disk or (MEMORY if memory else None)))
+        servers = Path(tempfile.mkdtemp(prefix="expunge-bench-"))
+        files.chmod(0o755)
+        servers.chmod(0o755)
+        try:
+            result |= _deployment(options, files, servers, console)
+        finally:
+            if options.keep_logs:
+                shutil.copytree(servers / "up" / "logs", report.OUTPUT / "logs", dirs_exist_ok=True)
+            shutil.rmtree(files, ignore_errors=True)
+            shutil.rmtree(servers, ignore_errors=True)
+    path = report.keep(result)
+    report.show(result, Console())
+    console.print(f"written to {path}")
+    return 0
+
+
+def _deployment(options: argparse.Namespace, files: Path, servers: Path, console: Console) -> dict[str, Any]:
+    """Everything that needs servers. One deployment serves all runs; a first, unmeasured one warms it."""
+    begun = time.monotonic()
+
+    def tell(text: str) -> None:
+        console.print(f"{time.monotonic() - begun:6.1f} s  {text}")
+
+    sizes = options.sizes if "orders" in options.only else []
+    asked = options.requests if "requests" in options.only else 0
+    warm = Corpus("warm", 1_000, 0)
+    crowd = Corpus(
+        "people",
+        2 * asked * PER_PERSON,
+        max(0, (QUICK_VECTORS if options.quick else PEOPLE_VECTORS) - 2 * asked * PER_PERSON),
+    )
+    sources = {images: Corpus(f"order-{images}", images, images) for images in sizes}
+    every = [warm, Corpus("warm-people", 1_000, 0), *([crowd] if asked else []), *sources.values()]
+    live = files / "live"
+    for corpus in every:
+        corpus.write(live)
+    tell("files and indexes are written")
+    profiles = report.OUTPUT / "profiles" if options.profile else None
+    with Embedded(servers / "up", audience=AUDIENCE, workers=WORKERS, stores=store_urls(live)) as embedded:
+        rig = Rig(embedded, profiles)
+        tell("servers are up")
+        import_rows(embedded.settings, every, servers)
+        tell("rows are imported")
+        copies = _copies(rig, 3)
+        if options.profile:
+            _log_slow(rig)
+        rig.start(store_urls(live))
+        tell("workers are ready")
+        people.run(rig, every[1], range(50), publishers=2, rate=None, name="warm")
+        orders.run(rig, warm, "warm-order")
+        tell("warm")
+        result: dict[str, Any] = {}
+        if asked:
+            result["requests"] = _requests(rig, options, crowd, files, copies[0], tell)
+        for images, corpus in sources.items():
+            system = orders.run(rig, corpus, f"order-{images}")
+            tell(f"order of {images} done")
+            roots = []
+            for number, dsn in enumerate(copies if images <= COPIES_UP_TO else copies[:1]):
+                root = files / f"floor-{images}-{number}"
+                corpus.write(root)
+                roots.append((root, dsn))
+            floor = orders.floors(roots, corpus)
+            result.setdefault("orders", []).append(
+                {"system": system, "floor": floor, "ratio": system["wall"] / floor["wall"]}
+            )
+            tell(f"its floor done: {system['wall']:.2f} s against {floor['wall']:.3f} s")
+            for root, _ in roots:
+                shutil.rmtree(root)
+    return result
+
+
+def _requests(
+    rig: Rig, options: argparse.Namespace, crowd: Corpus, files: Path, copy: str, tell: Any
+) -> dict[str, Any]:  # fmt: skip
+    asked, publishers = options.requests, options.publishers
+    burst = people.run(rig, crowd, range(asked), publishers=publishers, rate=None, name="requests")
+    tell(f"{asked} requests done, {burst['rate']:.0f} per second")
+    rate = burst["rate"] / 2
+    paced_people = range(asked, asked + min(asked, max(20, int(rate * (2 if options.quick else PACED_SECONDS)))))
+    paced = people.run(rig, crowd, paced_people, publishers=publishers, rate=rate, name="paced")
+    tell(f"at half that rate: p99 {paced['p99'] * 1e3:.0f} ms")
+    root = files / "floor-people"
+    crowd.write(root)
+    sweep = max(1, round(burst["requests_per_sweep"]))
+    floor = people.floor(rig, crowd, range(asked), root=root, dsn=copy, publishers=publishers, sweep=sweep)
+    tell(f"their floor done, {floor['rate']:.0f} per second")
+    shutil.rmtree(root)
+    return {"burst": burst, "paced": paced, "floor": floor, "ratio": burst["rate"] / floor["rate"]}
+
+
+def _copies(rig: Rig, count: int) -> list[str]:
+    """Copies of the database as it is now, for floors."""
+    names = [f"floor_{number}" for number in range(count)]
+    with psycopg.connect(rig.embedded.postgres.dsn, autocommit=True) as admin:
+        for name in names:
+            admin.execute(sql.SQL("create database {} template expunge").format(sql.Identifier(name)))
+        admin.execute("checkpoint")
+    return [make_conninfo(rig.database, dbname=name) for name in names]
+
+
+def _log_slow(rig: Rig) -> None:
+    with psycopg.connect(rig.embedded.postgres.dsn, autocommit=True) as admin:
+        admin.execute("alter database expunge set log_min_duration_statement = 10")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,82 @@
+"""Single primitives against what they cannot be faster than."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+from nacl.signing import SigningKey as RawKey
+
+from expunge.domain import dsse, merkle
+from expunge.domain.leaf import LEAF_BYTES, nonces, pack_leaves
+
+LEAVES = 1 << 17
+SIGNED = 2_000
+PATHS = 5_000
+
+
+def best(call: Callable[[], object], repeats: int = 3) -> float:
+    """The shortest of a few runs, seconds."""
+    taken = []
+    for _ in range(repeats):
+        at = time.perf_counter()
+        call()
+        taken.append(time.perf_counter() - at)
+    return min(taken)
+
+
+def run(*, quick: bool) -> dict[str, Any]:
+    """Each: seconds per unit, floor per unit, ratio; or units per second where there is no floor."""
+    count = LEAVES >> 3 if quick else LEAVES
+    key, digests, ids = os.urandom(32), os.urandom(32 * count), os.urandom(6 * count)
+    leaves = pack_leaves(nonces(key, count, 0), ids, digests)
+    hashes = merkle.leaf_hashes(leaves, LEAF_BYTES)
+    blocks = [leaves[at : at + LEAF_BYTES] for at in range(0, len(leaves), LEAF_BYTES)]
+    nodes = [hashes[at : at + 64] for at in range(0, len(hashes) - 32, 32)]
+
+    def floor() -> None:
+        sha = hashlib.sha256
+        for one in blocks:
+            sha(one).digest()
+        for one in nodes[: count - 1]:
+            sha(one).digest()
+
+    def tree() -> None:
+        merkle.root(merkle.leaf_hashes(pack_leaves(nonces(key, count, 0), ids, digests), LEAF_BYTES))
+
+    signing = dsse.SigningKey.from_seed(key)
+    raw = RawKey(key)
+    body = os.urandom(900)
+    envelope = dsse.parse(dsse.sign(body, "text/plain", signing))
+    signature = raw.sign(body).signature
+    signs = SIGNED >> 2 if quick else SIGNED
+    built = merkle.Tree(hashes)
+    paths = [(index, built.inclusion_path(index)) for index in range(0, count, max(1, count // PATHS))]
+    opened = {index: hashes[index * 32 : index * 32 + 32] for index, _ in paths}
+
+    def check() -> None:
+        for index, path in paths:
+            merkle.verify_inclusion(index, count, opened[index], path, built.root)
+
+    return {
+        "tree": _ratio(best(tree) / count, best(floor) / count),
+        "dsse sign": _ratio(
+            best(lambda: [dsse.sign(body, "text/plain", signing) for _ in range(signs)]) / signs,
+            best(lambda: [raw.sign(body) for _ in range(signs)]) / signs,
+        ),
+        "dsse verify": _ratio(
+            best(lambda: [dsse.verify(envelope, signing.public, "text/plain") for _ in range(signs)]) / signs,
+            best(lambda: [raw.verify_key.verify(body, signature) for _ in range(signs)]) / signs,
+        ),
+        "inclusion proofs made": {
+            "per_second": len(paths) / best(lambda: [built.inclusion_path(at) for at, _ in paths])
+        },
+        "inclusion proofs verified": {"per_second": len(paths) / best(check)},
+    }
+
+
+def _ratio(seconds: float, floor: float) -> dict[str, float]:
+    return {"microseconds": seconds * 1e6, "floor_microseconds": floor * 1e6, "ratio": seconds / floor}

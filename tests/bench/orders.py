@@ -1,0 +1,119 @@
+"""An order over a whole source, from request to data certificate, against the same erasures done bare."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psycopg
+
+from expunge.domain import topics
+from expunge.domain.request import Authority, BySource, OrderProvision
+from expunge.domain.words import Provision
+from tests.bench.corpus import FACES, PHOTOS, Corpus, faiss
+from tests.bench.rig import Proofs, Rig
+from tests.bench.timeline import Requested, stages
+
+
+def run(rig: Rig, corpus: Corpus, name: str) -> dict[str, Any]:
+    """One order through the workers. Raises when anything is left or the result is not complete."""
+    proofs = Proofs(rig.kafka, topics.PROOFS)
+    publishers = [rig.publisher(one) for one in ("publisher", "approver-0", "approver-1")]
+    try:
+        with rig.measured(name) as measured:
+            request_id, sent, waited = _order(rig, corpus, proofs, publishers)
+        seen, result = proofs.certified[request_id]
+        if result != "complete":
+            raise RuntimeError(f"expected a complete erasure, got {result}")
+    finally:
+        for one in publishers:
+            one.close()
+        proofs.close()
+    measured["wall"] = seen - sent
+    measured["until_scope"] = waited
+    measured |= stages(rig.database, [Requested(request_id, sent, seen)])
+    measured["images"] = corpus.images
+    return measured
+
+
+def _order(rig: Rig, corpus: Corpus, proofs: Proofs, publishers: list[Any]) -> tuple[str, float, float]:
+    publisher, *approvers = publishers
+    allowed = 60.0 + corpus.images / 500
+    sent = time.time()
+    request_id = publisher.order(
+        BySource(source=corpus.source),
+        authority=Authority.REGULATOR,
+        reference="bench",
+        provisions=(OrderProvision(number=1, covers=Provision.DATA, deadline=datetime.now(UTC) + timedelta(days=30)),),
+    )
+    publisher.flush()
+    root = proofs.wait_scope(request_id, rig=rig, seconds=allowed)
+    waited = time.time() - sent
+    for approver in approvers:
+        approver.approve(request_id, root)
+        approver.flush()
+    proofs.wait([request_id], rig=rig, seconds=allowed)
+    return request_id, sent, waited
+
+
+def floors(copies: list[tuple[Path, str]], corpus: Corpus) -> dict[str, Any]:
+    """The floor on each copy (root of the stores, database), and the median."""
+    runs = [_floor(root, dsn, corpus) for root, dsn in copies]
+    return {
+        "wall": statistics.median(one["wall"] for one in runs),
+        "cpu": statistics.median(one["cpu"] for one in runs),
+        "parts": {part: statistics.median(one[part] for one in runs) for part in ("unlink", "rows", "index")},
+        "runs": [one["wall"] for one in runs],
+    }
+
+
+def _floor(root: Path, dsn: str, corpus: Corpus) -> dict[str, float]:
+    by_unit: dict[str, list[str]] = {}
+    for unit, locator in corpus.places(range(corpus.images)):
+        by_unit.setdefault(unit, []).append(locator)
+    ids = np.arange(corpus.images, dtype=np.int64)
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        ranges = connection.execute(
+            "select first_ordinal, first_ordinal + used from ordinal_block join source using (source_no) where name = %s",
+            (corpus.source,),
+        ).fetchall()
+        cpu, at = time.process_time(), time.perf_counter()
+        for unit, names in by_unit.items():
+            directory = os.open(root / PHOTOS / unit, os.O_RDONLY | os.O_DIRECTORY)
+            for name in names:
+                os.unlink(name, dir_fd=directory)
+            os.close(directory)
+        unlinked = time.perf_counter()
+        with connection.transaction():
+            for low, high in ranges:
+                for table in ("artifact", "image", "image_subject"):
+                    connection.execute(f"delete from {table} where ordinal >= %s and ordinal < %s", (low, high))
+        deleted = time.perf_counter()
+        rewrite(faiss.read_index(str(root / FACES / corpus.index)), ids, root / FACES / corpus.index)
+        ended = time.perf_counter()
+    return {
+        "wall": ended - at,
+        "cpu": time.process_time() - cpu,
+        "unlink": unlinked - at,
+        "rows": deleted - unlinked,
+        "index": ended - deleted,
+    }
+
+
+def rewrite(index: Any, ids: Any, path: Path) -> None:
+    """Remove vectors, write the index beside itself, fsync, switch."""
+    chosen = np.zeros(int(ids.max()) + 1, dtype=np.bool_)
+    chosen[ids] = True
+    bits = np.packbits(chosen, bitorder="little")
+    index.remove_ids(faiss.IDSelectorBitmap(bits.size, faiss.swig_ptr(bits)))
+    temp = path.with_suffix(".new")
+    faiss.write_index(index, str(temp))
+    fd = os.open(temp, os.O_RDONLY)
+    os.fsync(fd)
+    os.close(fd)
+    temp.replace(path)

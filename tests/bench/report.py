@@ -1,0 +1,124 @@
+"""The result as JSON lines and as a table."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+from rich.table import Table
+
+from expunge import __version__
+from expunge.embedded import kafka, postgres
+
+OUTPUT: Final = Path("bench-output")
+
+
+def machine() -> dict[str, Any]:
+    model = "unknown"
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            model = line.partition(":")[2].strip()
+            break
+    return {
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "postgresql": postgres.version(),
+        "kafka": kafka.DEFAULT_VERSION,
+        "load": list(os.getloadavg()),
+    }
+
+
+def keep(result: Mapping[str, Any]) -> Path:
+    """Write `bench.json`, and append to `history.jsonl`."""
+    OUTPUT.mkdir(exist_ok=True)
+    full = {
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "version": __version__,
+        "machine": machine(),
+        **result,
+    }
+    path = OUTPUT / "bench.json"
+    path.write_text(json.dumps(full, indent=1) + "\n", encoding="utf-8")
+    with (OUTPUT / "history.jsonl").open("a", encoding="utf-8") as history:
+        history.write(json.dumps(full) + "\n")
+    return path
+
+
+def show(result: Mapping[str, Any], console: Console) -> None:
+    """A small table each for orders, requests and primitives."""
+    if orders := result.get("orders"):
+        _orders(orders, console)
+    if requests := result.get("requests"):
+        _requests(requests, console)
+    if micro := result.get("micro"):
+        table = Table("primitive", "us", "floor us", "ratio", "per second", title="Primitives")
+        for name, one in micro.items():
+            figures = [
+                f"{one[key]:.2f}" if key in one else "" for key in ("microseconds", "floor_microseconds", "ratio")
+            ]
+            table.add_row(name, *figures, f"{one['per_second']:,.0f}" if "per_second" in one else "")
+        console.print(table)
+
+
+def _orders(orders: list[Mapping[str, Any]], console: Console) -> None:
+    table = Table(
+        "images", "seconds", "floor s", "ratio", "us/image", "floor us/image", title="Orders, request to certificate"
+    )
+    for one in orders:
+        system, floor, images = one["system"], one["floor"], one["system"]["images"]
+        table.add_row(
+            f"{images:,}", f"{system['wall']:.2f}", f"{floor['wall']:.3f}", f"{system['wall'] / floor['wall']:.1f}",
+            f"{system['wall'] / images * 1e6:.1f}", f"{floor['wall'] / images * 1e6:.1f}",
+        )  # fmt: skip
+    if len(orders) > 1:
+        wall, floor = (
+            (orders[-1][which]["wall"] - orders[0][which]["wall"])
+            / (orders[-1]["system"]["images"] - orders[0]["system"]["images"]) * 1e6
+            for which in ("system", "floor")
+        )  # fmt: skip
+        table.add_row("each more", "", "", f"{wall / floor:.1f}", f"{wall:.1f}", f"{floor:.1f}")
+    console.print(table)
+    _stages({f"{one['system']['images']:,}": one["system"] for one in orders}, "seconds", 1.0, console)
+    _cpu({f"{one['system']['images']:,}": (one["system"], one["system"]["images"]) for one in orders}, "image", console)
+
+
+def _requests(requests: Mapping[str, Any], console: Console) -> None:
+    table = Table("", "requests", "per second", "of the floor", "p50 ms", "p99 ms", "per sweep", title="Requests")
+    floor = requests["floor"]
+    for name in ("burst", "paced", "floor"):
+        one = requests[name]
+        share = f"{one['rate'] / floor['rate']:.2f}" if name == "burst" else ""
+        per_sweep = one.get("requests_per_sweep", one.get("sweep", 0))
+        table.add_row(
+            name, f"{one['requests']:,}", f"{one['rate']:,.0f}", share, f"{one['p50'] * 1e3:.0f}",
+            f"{one['p99'] * 1e3:.0f}", f"{per_sweep:.0f}",
+        )  # fmt: skip
+    console.print(table)
+    runs = {name: requests[name] for name in ("burst", "paced")}
+    _stages(runs, "ms per request", 1e3, console)
+    _cpu({name: (one, one["requests"]) for name, one in runs.items()}, "request", console)
+
+
+def _stages(runs: Mapping[str, Mapping[str, Any]], unit: str, factor: float, console: Console) -> None:
+    table = Table("stage", *runs, title=f"Where the time goes, {unit}")
+    names = list(dict.fromkeys(name for one in runs.values() for name in one["seconds"]))
+    for name in names:
+        table.add_row(name, *(f"{one['seconds'].get(name, 0.0) * factor:,.3f}" for one in runs.values()))
+    console.print(table)
+
+
+def _cpu(runs: Mapping[str, tuple[Mapping[str, Any], int]], per: str, console: Console) -> None:
+    table = Table("CPU", *runs, title=f"CPU, us per {per}")
+    for name in list(dict.fromkeys(name for one, _ in runs.values() for name in one["cpu"])):
+        table.add_row(name, *(f"{one['cpu'].get(name, 0.0) / count * 1e6:,.1f}" for one, count in runs.values()))
+    table.add_row("all", *(f"{sum(one['cpu'].values()) / count * 1e6:,.1f}" for one, count in runs.values()))
+    console.print(table)

@@ -1,0 +1,121 @@
+"""Every `TileStore`: immutable files, a checkpoint that is replaced, paths that cannot leave."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from expunge.adapters.log.files import FileTiles
+from expunge.adapters.log.memory import MemoryTiles
+from expunge.domain import tiles
+from expunge.domain.errors import Misconfigured, Rejected, Retryable, Tampered
+from expunge.ports import TileStore
+
+
+@pytest.fixture(params=["memory", "files"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> TileStore:
+    return MemoryTiles() if request.param == "memory" else FileTiles(tmp_path)
+
+
+def test_what_is_written_is_read(store: TileStore) -> None:
+    files = {path: path.encode() for path in ("tile/0/x001/234.p/5", "tile/entries/000", "checkpoint")}
+    store.write(files)
+    assert {path: store.read(path) for path in files} == files
+
+
+def test_every_path_of_a_log_is_allowed(store: TileStore) -> None:
+    size = 256 * 256 * 3 + 7
+    paths = [one.path for one in tiles.new_tiles(size - 300, size)]
+    paths += [one.path for one in tiles.new_bundles(size - 300, size)]
+    files = dict.fromkeys(paths, b"")
+    store.write(files)
+    assert all(store.read(path) == b"" for path in files)
+
+
+def test_the_same_bytes_may_be_written_again_others_not(store: TileStore) -> None:
+    store.write({"tile/0/000": b"a"})
+    store.write({"tile/0/000": b"a"})
+    with pytest.raises(Tampered):
+        store.write({"tile/0/000": b"b"})
+    assert store.read("tile/0/000") == b"a"
+
+
+def test_the_checkpoint_is_replaced(store: TileStore) -> None:
+    for note in (b"one", b"two"):
+        store.write({"checkpoint": note})
+    assert store.read("checkpoint") == b"two"
+
+
+def test_what_is_not_there_is_not_found(store: TileStore) -> None:
+    for path in ("checkpoint", "tile/0/000"):
+        with pytest.raises(FileNotFoundError):
+            store.read(path)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "",
+        "/etc/passwd",
+        "../x",
+        "tile/../../x",
+        "tile//x",
+        "tile/",
+        ".hidden",
+        "tile/.new-1",
+        "a\0b",
+        "Tile/0",
+        "a/" * 20,
+    ],
+)
+def test_a_path_cannot_leave_the_log(store: TileStore, path: str) -> None:
+    with pytest.raises(Rejected):
+        store.read(path)
+    with pytest.raises(Rejected):
+        store.write({path: b""})
+
+
+def test_memory_fails_on_request() -> None:
+    store = MemoryTiles()
+    store.fail_next = 1
+    with pytest.raises(Retryable):
+        store.write({"checkpoint": b""})
+    store.write({"checkpoint": b""})
+
+
+def test_a_missing_directory_stops_start_up(tmp_path: Path) -> None:
+    with pytest.raises(Misconfigured):
+        FileTiles(tmp_path / "nowhere")
+
+
+def test_a_fault_of_the_disk_may_pass_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    store = FileTiles(tmp_path)
+    (tmp_path / "tile").write_bytes(b"a file where a folder should be")
+    with pytest.raises(Retryable):
+        store.write({"tile/0/000": b""})
+    assert [path.name for path in tmp_path.iterdir()] == ["tile"]
+
+
+def test_tiles_are_durable_before_the_checkpoint_appears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def record(descriptor: int) -> None:
+        synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        fsync(descriptor)
+
+    replaced: Callable[[Path, Path], Path] = Path.replace
+
+    def replace(self: Path, target: Path) -> Path:
+        assert str(tmp_path / "tile/0") in synced
+        synced.append("checkpoint")
+        return replaced(self, target)
+
+    monkeypatch.setattr(os, "fsync", record)
+    monkeypatch.setattr(Path, "replace", replace)
+    FileTiles(tmp_path).write({"checkpoint": b"note", "tile/0/000": b"hashes"})
+    assert synced.index("checkpoint") < len(synced) - 1
+    assert synced[-1] == str(tmp_path)
