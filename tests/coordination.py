@@ -343,7 +343,9 @@ class Deployment:
 
     async def register(self, *taken: lineage.Lineage) -> None:
         for event in taken:
-            self.send(lineage.to_cloudevent(event, str(uuid5(SPACE, event.model_dump_json())), "test"), "expunge.lineage")
+            self.send(
+                lineage.to_cloudevent(event, str(uuid5(SPACE, event.model_dump_json())), "test"), "expunge.lineage"
+            )
         await self._deliver()
 
     async def seed(self, *photos: Photo) -> None:
@@ -504,7 +506,17 @@ class Deployment:
 
     def footprint(self) -> tuple[Any, ...]:
         """What a repeat must not change: log, outcomes, requests, catalogue, certificates."""
-        counted = ("log_entry", "outcome", "round", "certificate", "image", "artifact", "tombstone", "taint", "approval")
+        counted = (
+            "log_entry",
+            "outcome",
+            "round",
+            "certificate",
+            "image",
+            "artifact",
+            "tombstone",
+            "taint",
+            "approval",
+        )
         counts = [self.sql(f"select count(*) from {table}")[0][0] for table in counted]
         states = self.sql("select request_id, state, data_result, models_result from request order by 1")
         return counts, states, self.sql("select index, leaf_hash from log_entry order by 1")

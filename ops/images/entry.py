@@ -1,68 +1,44 @@
-"""What a container of the image does: `worker NAME`, or one of the steps that come before any worker runs.
+# ruff: noqa: INP001 - copied into the image; nothing imports it
+"""What a container of the image does: the `expunge` command line, with secrets read from files first.
 
-    migrate      bring the database to the newest schema
-    topics       create the Kafka topics that are not there
-    keys         draw master, signing, journal and parking keys into the data volumes, once
-    worker NAME  run one worker until a signal
-
-Settings come from the environment; those that hold a password come from files in /run/secrets named after the variable
-in lower case (`expunge_database`), so that they are in no environment and no `docker inspect`.
+Settings come from the environment. Those that hold a password are files in /run/secrets named after the variable in
+lower case (`expunge_database`): so they are in no container's configuration, and `docker inspect` does not show them.
+One command more than `expunge` has: `prepare` draws what a new deployment needs (directories; master, signing, journal
+and parking keys) and changes nothing that is there.
 """
 
 from __future__ import annotations
 
+import os
 import sys
-from contextlib import suppress
 from pathlib import Path
 
-from expunge.adapters.ledger.postgres import migrate
-from expunge.domain.errors import Misconfigured, Retryable
-from expunge.domain.topics import TOPICS
-from expunge.settings import Settings
+from expunge.cli.app import main
+from expunge.cli.console import Exit, error_line
+from expunge.domain.errors import Misconfigured
 
 SECRETS = Path("/run/secrets")
-USAGE = "usage: migrate | topics | keys | worker NAME"
 
 
-def main(arguments: list[str]) -> int:
-    """The exit code; a worker ends the process itself."""
-    secrets = {"_secrets_dir": str(SECRETS)} if SECRETS.is_dir() else {}
-    match arguments:
-        case ["migrate"]:
-            migrate(Settings.read(**secrets).database)
-        case ["topics"]:
-            create_topics(Settings.read(**secrets))
-        case ["keys"]:
-            from expunge.wiring import Deployment
-
-            Deployment(Settings.read(**secrets)).prepare()
-        case ["worker", name]:
-            from expunge.wiring.run import run_worker
-
-            run_worker(name, Settings.read(**secrets))
-        case _:
-            sys.stderr.write(f"{USAGE}\n")
-            return 2
-    return 0
+def read_secrets(folder: Path) -> None:
+    """Make a variable of each of our secret files. One that is set already stays."""
+    for path in sorted(folder.glob("expunge_*")):
+        os.environ.setdefault(path.name.upper(), path.read_text(encoding="utf-8").strip())
 
 
-def create_topics(settings: Settings) -> None:
-    """Every topic with its partitions and retention. What is there already stays as it is."""
-    from kafka import KafkaAdminClient
-    from kafka.errors import TopicAlreadyExistsError
+def prepare() -> int:
+    """The exit code, as the command line's."""
+    from expunge.settings import Settings
+    from expunge.wiring import Deployment
 
-    admin = KafkaAdminClient(bootstrap_servers=settings.kafka.split(","))
     try:
-        for topic in TOPICS.values():
-            wanted = {"num_partitions": topic.partitions, "replication_factor": -1, "configs": topic.config}
-            with suppress(TopicAlreadyExistsError):
-                admin.create_topics({topic.name: wanted}, wait_for_metadata=True)
-    finally:
-        admin.close()
+        Deployment(Settings.read()).prepare()
+    except Misconfigured as error:
+        error_line(str(error))
+        return Exit.CONFIGURATION
+    return Exit.OK
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except (Misconfigured, Retryable) as error:
-        sys.exit(f"error: {error}")
+    read_secrets(SECRETS)
+    sys.exit(prepare() if sys.argv[1:] == ["prepare"] else main())

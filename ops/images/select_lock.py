@@ -1,3 +1,4 @@
+# ruff: noqa: INP001 - run while the image is built; nothing imports it
 """Part of a pip lock with hashes: `python select_lock.py LOCK < NAMES` prints the entries of the packages named.
 
 An image gets the versions and hashes of requirements.lock, and nothing that workers do not need. NAMES: one package per

@@ -69,17 +69,18 @@ async def emit(
 
 
 def pack_headers(headers: Sequence[tuple[str, bytes]]) -> bytes:
-    """Kafka headers as one byte string: (u16 name length, u16 value length, name, value) repeated."""
-    return b"".join(struct.pack("<HH", len(name), len(value)) + name.encode() + value for name, value in headers)
+    """Kafka headers as one byte string: (u32 name length, u32 value length, name, value) repeated, bytes all."""
+    named = [(name.encode(), value) for name, value in headers]
+    return b"".join([struct.pack("<II", len(name), len(value)) + name + value for name, value in named])
 
 
 def unpack_headers(packed: bytes) -> list[tuple[str, bytes]]:
     """The inverse of `pack_headers`."""
     found, position = [], 0
     while position < len(packed):
-        name, value = struct.unpack_from("<HH", packed, position)
-        middle = position + 4 + name
-        found.append((packed[position + 4 : middle].decode(), packed[middle : middle + value]))
+        name, value = struct.unpack_from("<II", packed, position)
+        start, middle = position + 8, position + 8 + name
+        found.append((packed[start:middle].decode(), packed[middle : middle + value]))
         position = middle + value
     return found
 

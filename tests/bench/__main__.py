@@ -70,8 +70,9 @@ def main(given: list[str]) -> int:
         try:
             result |= _deployment(options, files, servers, console)
         finally:
-            if options.keep_logs:
+            if options.keep_logs or options.profile:
                 shutil.copytree(servers / "up" / "logs", report.OUTPUT / "logs", dirs_exist_ok=True)
+                shutil.copy(servers / "up" / "postgres" / "postgres.log", report.OUTPUT / "logs")
             shutil.rmtree(files, ignore_errors=True)
             shutil.rmtree(servers, ignore_errors=True)
     path = report.keep(result)
@@ -115,7 +116,7 @@ def _deployment(options: argparse.Namespace, files: Path, servers: Path, console
         people.run(rig, every[1], range(50), publishers=2, rate=None, name="warm")
         orders.run(rig, warm, "warm-order")
         tell("warm")
-        result: dict[str, Any] = {}
+        result: dict[str, Any] = {"idle": rig.idle(1.0 if options.quick else 4.0)}
         if asked:
             result["requests"] = _requests(rig, options, crowd, files, copies[0], tell)
         for images, corpus in sources.items():

@@ -55,6 +55,9 @@ def keep(result: Mapping[str, Any]) -> Path:
 
 def show(result: Mapping[str, Any], console: Console) -> None:
     """A small table each for orders, requests and primitives."""
+    if idle := result.get("idle"):
+        shares = ", ".join(f"{name} {share:.3f}" for name, share in idle.items())
+        console.print(f"Idle, cores: {shares}; all {sum(idle.values()):.2f}")
     if orders := result.get("orders"):
         _orders(orders, console)
     if requests := result.get("requests"):
@@ -71,7 +74,14 @@ def show(result: Mapping[str, Any], console: Console) -> None:
 
 def _orders(orders: list[Mapping[str, Any]], console: Console) -> None:
     table = Table(
-        "images", "seconds", "floor s", "ratio", "us/image", "floor us/image", title="Orders, request to certificate"
+        "images",
+        "seconds",
+        "floor s",
+        "ratio",
+        "us/image",
+        "floor us/image",
+        "CPU ratio",
+        title="Orders, request to certificate",
     )
     for one in orders:
         system, floor, images = one["system"], one["floor"], one["system"]["images"]

@@ -80,7 +80,7 @@ class Rig:
     def cpu(self) -> dict[str, float]:
         """CPU seconds so far, by worker and server."""
         children = _children()
-        return {name: _tree_seconds(pid, children) for name, pid in self.pids().items()}
+        return {name: tree_seconds(pid, children) for name, pid in self.pids().items()}
 
     def handling(self) -> dict[str, float]:
         """Seconds that each worker's handlers have been busy, by topic (from /metrics); tasks are not in it."""
@@ -95,6 +95,13 @@ class Rig:
                 key = f"{worker} {topic.removeprefix('expunge.')}" + (" batches" if what == "count" else "")
                 found[key] = float(value)
         return found
+
+    def idle(self, seconds: float) -> dict[str, float]:
+        """Share of a core that each takes when there is nothing to do."""
+        cpu, at = self.cpu(), time.perf_counter()
+        time.sleep(seconds)
+        taken = time.perf_counter() - at
+        return {name: round(used / taken, 4) for name, used in _less(self.cpu(), cpu).items()}
 
     def check(self) -> None:
         """Raises when a worker has ended."""
@@ -165,11 +172,11 @@ def _stat(pid: int) -> list[str] | None:
         return None
 
 
-def _tree_seconds(pid: int, children: Mapping[int, Sequence[int]]) -> float:
+def tree_seconds(pid: int, children: Mapping[int, Sequence[int]]) -> float:
     """Of a process, those it waited for, and all below it."""
     stat = _stat(pid)
     own = sum(map(int, stat[11:15])) / _TICKS if stat else 0.0
-    return own + sum(_tree_seconds(child, children) for child in children.get(pid, ()))
+    return own + sum(tree_seconds(child, children) for child in children.get(pid, ()))
 
 
 class Proofs:

@@ -42,6 +42,10 @@ def stages(dsn: str, requests: Sequence[Requested]) -> dict[str, Any]:
         ).fetchall()
         sweeps = {row[1] for row in rows}
         marks = _marks(connection, sweeps)
+        tasks = connection.execute(
+            "select kind, count(*) from task where split_part(key, '/', 1) = any(%s) group by 1",
+            ([str(sweep) for sweep in sweeps],),
+        ).fetchall()
     total: dict[str, float] = {}
     by_id = {row[0]: row for row in rows}
     for one in requests:
@@ -52,6 +56,7 @@ def stages(dsn: str, requests: Sequence[Requested]) -> dict[str, Any]:
         "seconds": {name: value / len(requests) for name, value in total.items()},
         "sweeps": len(sweeps),
         "requests_per_sweep": len(requests) / len(sweeps),
+        "tasks": dict(tasks),
         "chunk_statements": sum(one.get("statements", 0) for one in marks.values()),
     }
 

@@ -1,4 +1,4 @@
-"""The source tree as data for the guards: parsed modules, what their names mean, and the files that belong to the repository."""
+"""The source tree as data for the guards: parsed modules, what their names mean, the files of the repository."""
 
 from __future__ import annotations
 
@@ -89,7 +89,8 @@ class Mentions:
 
 
 def mentions(module: Module) -> Mentions:
-    """Annotations and imports count for neither; class patterns and the types of `isinstance` are asked."""
+    """Annotations, imports and reading back what was stored count for neither; class patterns and the types of
+    `isinstance` are asked."""
     names = imported(module.tree)
     asked: set[str] = set()
     aside: set[int] = set()
@@ -97,7 +98,7 @@ def mentions(module: Module) -> Mentions:
         for part in _types_asked(node):
             asked.update(_all_dotted(part, names))
             aside.update(id(one) for one in ast.walk(part))
-        for part in _annotations(node):
+        for part in (*_annotations(node), *_read_back(node)):
             aside.update(id(one) for one in ast.walk(part))
     said = {
         found
@@ -125,6 +126,11 @@ def _annotations(node: ast.AST) -> Iterator[ast.expr]:
             yield returns
         case _:
             return
+
+
+def _read_back(node: ast.AST) -> Iterator[ast.expr]:
+    if isinstance(node, ast.Attribute) and node.attr == "model_validate_json":
+        yield node
 
 
 def _all_dotted(part: ast.expr, names: dict[str, str]) -> Iterator[str]:

@@ -22,11 +22,6 @@ NOT_OF_THE_PIPELINE = {
 }
 """Event classes that no stage takes or emits, and why they exist."""
 
-IGNORED = {
-    ("dispatch", "TaintResolved"): "on the same topic as its own events; certify acts on it",
-}
-"""What a stage's code asks for and does nothing with."""
-
 STAGES = pytest.mark.parametrize("stage", PIPELINE, ids=lambda stage: stage.name)
 
 EVENTS = {f"{events.__name__}.{one.__name__}": one for one in events.EVENT_TYPES.values()}
@@ -70,12 +65,11 @@ def test_a_stage_emits_what_the_map_says(stage: Stage) -> None:
 @STAGES
 def test_a_stage_takes_what_the_map_says(stage: Stage) -> None:
     asked = mentioned(stage).asked
-    ignored = {event for name, event in IGNORED if name == stage.name}
     internal = names(set(stage.takes) & set(EVENTS.values()))
     if "chunks.orders" in " ".join(mentioned(stage).said):
         internal.discard("WorkOrdered")  # the executors' inbox takes it, in one place for all three
     assert internal <= of_union(asked)
-    assert of_union(asked) - ignored <= names(stage.takes)
+    assert of_union(asked) <= names(stage.takes)
 
 
 def test_the_executors_inbox_takes_work_orders() -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 from uuid import UUID
 
-from expunge.domain.errors import Rejected
+from expunge.domain.errors import Rejected, Retryable
 
 if TYPE_CHECKING:
     from expunge.readside import Reader
     from expunge.wiring import Deployment
 
 T = TypeVar("T")
+
+CONNECT_SECONDS: Final = 5
+"""How long a command waits for PostgreSQL: a person is waiting too."""
 
 
 def deployment() -> Deployment:
@@ -26,9 +30,22 @@ def deployment() -> Deployment:
     return Deployment(settings)
 
 
+def reachable() -> Deployment:
+    """The deployment, whose database answers just now. Raises `Retryable` within seconds when it does not."""
+    found = deployment()
+    import psycopg
+
+    logging.getLogger("psycopg.pool").setLevel(logging.CRITICAL)  # what it has to say is said as one error line
+    try:
+        psycopg.connect(found.settings.database, connect_timeout=CONNECT_SECONDS).close()
+    except psycopg.OperationalError as error:
+        raise Retryable("expected PostgreSQL at EXPUNGE_DATABASE to answer, it does not") from error
+    return found
+
+
 def ask(question: Callable[[Reader], Awaitable[T]]) -> T:
     """One question to the read side. Raises `Retryable` when the database does not answer."""
-    found = deployment()
+    found = reachable()
     from expunge.readside import reader
 
     async def asked() -> T:

@@ -133,9 +133,9 @@ def _replay(app: typer.Typer) -> None:
         compare: Annotated[bool, typer.Option("--compare", help="compare with the live system")] = False,
         as_json: AsJson = False,
     ) -> None:  # fmt: skip
-        from expunge.cli.deployed import deployment
+        from expunge.cli.deployed import reachable
 
-        found = deployment()
+        found = reachable()
         from expunge.readside import replay_into, trusted
         from expunge.verify import read_trust
 

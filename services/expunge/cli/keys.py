@@ -101,9 +101,9 @@ def _register(group: typer.Typer) -> None:
         *, as_json: AsJson = False,
     ) -> None:  # fmt: skip
         public = _public(key)
-        from expunge.cli.deployed import deployment
+        from expunge.cli.deployed import reachable
 
-        found = deployment()
+        found = reachable()
         from expunge.domain.words import Role
         from expunge.readside import register_keys
 

@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from expunge.cli.deployed import deployment
+from expunge.cli.deployed import reachable
 from expunge.domain.cloudevents import from_kafka
 from expunge.domain.errors import Rejected
 from expunge.ports import Tx
@@ -57,7 +57,7 @@ def _unknown() -> Rejected:
 
 def _in_transaction(work: Callable[[Tx, Deployment], Awaitable[T]]) -> T:
     async def run() -> T:
-        found = deployment()
+        found = reachable()
         await found.ledger.open()
         try:
             async with found.ledger.transaction() as tx:

@@ -132,9 +132,9 @@ def _named_urls(given: list[str]) -> dict[str, str]:
 def _setting_up(app: typer.Typer) -> None:
     @app.command(help="Bring the database to the newest schema.")
     def migrate(*, as_json: AsJson = False) -> None:
-        from expunge.cli.deployed import deployment
+        from expunge.cli.deployed import reachable
 
-        found = deployment()
+        found = reachable()
         from expunge.adapters.ledger import postgres
 
         ran = postgres.migrate(found.settings.database)
@@ -179,9 +179,9 @@ def _catalogue(app: typer.Typer) -> None:
         *,
         as_json: AsJson = False,
     ) -> None:
-        from expunge.cli.deployed import deployment
+        from expunge.cli.deployed import reachable
 
-        found = deployment()
+        found = reachable()
         from expunge.cli.importing import import_catalogue
         from expunge.stages.register.bulk import ImportRefused
 

@@ -20,7 +20,7 @@ from expunge.domain.errors import Misconfigured, Rejected
 
 if TYPE_CHECKING:
     from expunge.client import Publisher
-    from expunge.domain.request import OrderProvision, RequestId, Selection
+    from expunge.domain.request import OrderProvision, RequestId, Selection, SubjectRef
 
 MODELS_AFTER: Final = timedelta(days=90)
 """An order's models provision, when no deadline is given for it."""
@@ -104,12 +104,13 @@ def _people(group: typer.Typer) -> None:
         subject: Subject, regulation: Law = Law.GDPR, received: Received = None, deadline: datetime | None = None,
         key: Key = None, kafka: Kafka = None, audience: Audience = None, *, as_json: AsJson = False,
     ) -> None:  # fmt: skip
-        from expunge.domain.request import Regulation, SubjectRef
+        from expunge.domain.request import Regulation
 
+        person = _subject(subject)
         _publish(
             Connection(key, kafka, audience),
             lambda to: to.delete(
-                SubjectRef(subject),
+                person,
                 regulation=Regulation(regulation),
                 received_at=_utc(received),
                 deadline=_utc(deadline),
@@ -122,12 +123,13 @@ def _people(group: typer.Typer) -> None:
         subject: Subject, purposes: Purposes, regulation: Law = Law.GDPR, received: Received = None,
         key: Key = None, kafka: Kafka = None, audience: Audience = None, *, as_json: AsJson = False,
     ) -> None:  # fmt: skip
-        from expunge.domain.request import Regulation, SubjectRef
+        from expunge.domain.request import Regulation
 
+        person = _subject(subject)
         _publish(
             Connection(key, kafka, audience),
             lambda to: to.withdraw(
-                SubjectRef(subject), tuple(purposes), regulation=Regulation(regulation), received_at=_utc(received)
+                person, tuple(purposes), regulation=Regulation(regulation), received_at=_utc(received)
             ),
             as_json=as_json,
         )
@@ -137,11 +139,10 @@ def _people(group: typer.Typer) -> None:
         subject: Subject, purposes: Purposes,
         key: Key = None, kafka: Kafka = None, audience: Audience = None, *, as_json: AsJson = False,
     ) -> None:  # fmt: skip
-        from expunge.domain.request import SubjectRef
-
+        person = _subject(subject)
         _publish(
             Connection(key, kafka, audience),
-            lambda to: to.give_consent(SubjectRef(subject), tuple(purposes)),
+            lambda to: to.give_consent(person, tuple(purposes)),
             as_json=as_json,
         )
 
@@ -151,11 +152,10 @@ def _people(group: typer.Typer) -> None:
         purposes: Annotated[list[str] | None, typer.Option("--purpose", "-p", help="may be repeated")] = None,
         key: Key = None, kafka: Kafka = None, audience: Audience = None, *, as_json: AsJson = False,
     ) -> None:  # fmt: skip
-        from expunge.domain.request import SubjectRef
-
+        person = _subject(subject)
         _publish(
             Connection(key, kafka, audience),
-            lambda to: to.expire(SubjectRef(subject), tuple(purposes) if purposes else None),
+            lambda to: to.expire(person, tuple(purposes) if purposes else None),
             as_json=as_json,
         )
 
@@ -198,11 +198,11 @@ def _holds(group: typer.Typer) -> None:
         authority: Orderer = Orderer.COURT, until: datetime | None = None,
         key: Key = None, kafka: Kafka = None, audience: Audience = None, *, as_json: AsJson = False,
     ) -> None:  # fmt: skip
-        from expunge.domain.request import Authority, BySource, BySubject, SubjectRef
+        from expunge.domain.request import Authority, BySource, BySubject
 
         if (subject is None) == (source is None):
             raise typer.BadParameter("expected one of --subject and --source")
-        target = BySubject(subject_ref=SubjectRef(subject)) if subject else BySource(source=source or "")
+        target = BySubject(subject_ref=_subject(subject)) if subject else BySource(source=source or "")
         _publish(
             Connection(key, kafka, audience),
             lambda to: to.hold(target, authority=Authority(authority), reference=reference, until=_utc(until)),
@@ -250,17 +250,30 @@ def _publish(connection: Connection, ask: Callable[[Publisher], RequestId], *, a
 
 
 def _selection(source: str | None, start: date | None, end: date | None, subjects: Path | None) -> Selection:
-    from expunge.domain.request import ByList, ByPeriod, BySource, SubjectRef
+    from expunge.domain.request import ByList, ByPeriod, BySource
 
     if subjects is not None:
         if source or start or end:
             raise typer.BadParameter("expected --subjects alone")
-        return _made(lambda: ByList(subjects=tuple(SubjectRef(line) for line in _lines(subjects))))
+        return _made(lambda: ByList(subjects=tuple(_subject(line) for line in _lines(subjects))))
     if start is not None and end is not None:
         return _made(lambda: ByPeriod(source=source, start=start, end=end))
     if source is None or start or end:
         raise typer.BadParameter("expected --source, --from with --before, or --subjects")
     return _made(lambda: BySource(source=source))
+
+
+def _subject(text: str) -> SubjectRef:
+    """A pseudonym, checked before any server is asked. What was given is not repeated: it may be a name."""
+    from pydantic import TypeAdapter, ValidationError
+
+    from expunge.domain.request import SUBJECT_REF, SubjectRef
+
+    checked: TypeAdapter[str] = TypeAdapter(Annotated[str, SUBJECT_REF])
+    try:
+        return SubjectRef(checked.validate_python(text))
+    except ValidationError:
+        raise Rejected("malformed", "expected a subject_ref such as k1.AbCd..., a key id and a MAC") from None
 
 
 def _made(make: Callable[[], Selection]) -> Selection:

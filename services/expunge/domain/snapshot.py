@@ -21,7 +21,7 @@ def root(members: BitMap64) -> bytes:
     blocks = ordinals // np.uint64(ORDINAL_BLOCK)
     low = (ordinals % np.uint64(ORDINAL_BLOCK)).astype(">u2")
     numbers, starts = np.unique(blocks, return_index=True)
-    ends = [*starts[1:].tolist(), len(ordinals)]
+    ends = [*starts.tolist()[1:], len(ordinals)][: len(starts)]
     return merkle.root(
         b"".join(
             merkle.leaf_hash(number.to_bytes(8, "big") + low[start:end].tobytes())
@@ -36,7 +36,7 @@ def decode(data: bytes) -> BitMap64:
     try:
         members = BitMap64.deserialize(data)
         exact = members.serialize()
-    except (ValueError, MemoryError) as error:
+    except (ValueError, IndexError, MemoryError) as error:
         raise Rejected("malformed", "expected a bitmap in the portable 64-bit Roaring format") from error
     if len(exact) != len(data) and len(_optimized(members)) != len(data):
         raise Rejected("malformed", "expected nothing but one bitmap")

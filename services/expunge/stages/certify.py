@@ -21,6 +21,7 @@ from pyroaring import BitMap, BitMap64
 
 from expunge.domain import canonical, certificate, events, merkle, statement
 from expunge.domain import sweep as sweeps
+from expunge.domain.errors import Rejected
 from expunge.domain.events import SweepId
 from expunge.domain.leaf import derive_key, nonces
 from expunge.domain.lifecycle import RequestState
@@ -42,6 +43,7 @@ class Sweep:
 
     sweep_id: UUID
     sweep_class: str
+    last_artifact: int
     bucket: date
     key: bytes
     scope_digest: bytes
@@ -106,7 +108,11 @@ class Certify:
         """Which sweeps may have finished requests now."""
         found: set[str] = set()
         for delivery in deliveries:
-            match events.from_cloudevent(delivery.event):
+            try:
+                event = events.from_cloudevent(delivery.event)
+            except Rejected:
+                continue  # dispatch, which has the same batch, refuses it
+            match event:
                 case events.AbsenceVerified(sweep_id=sweep_id) | events.ResidueFound(sweep_id=sweep_id):
                     found.add(sweep_id)
                 case events.TaintResolved(sweep_id=sweep_id):
@@ -134,6 +140,8 @@ class Certify:
                 continue
             open_requests = await tx.fetch("certify_open", sweep_id=row[0])
             if not open_requests:
+                if finished_runs:  # all were cancelled or are held
+                    await tx.execute("certify_sweep_done", sweep_id=row[0])
                 continue
             sweep = await self._load(row, tx)
             taints = [_taint(one) for one in await tx.fetch("certify_taints", sweep_id=sweep.sweep_id)]
@@ -151,7 +159,7 @@ class Certify:
             await tx.execute("certify_sweep_done", sweep_id=sweep.sweep_id)
 
     async def _load(self, row: Row, tx: Tx) -> Sweep:
-        sweep_id, sweep_class, _state, bucket, _requests, trees, scope_digest, rounds, _taint, _done = row
+        sweep_id, sweep_class, last_artifact, bucket, _requests, trees, scope_digest, rounds, _taint, _done = row
         outcomes = [np.zeros(tree["leaves"], np.uint8) for tree in trees]
         for tree, chunk, _attempt, packed in await tx.fetch("certify_outcomes", sweep_id=sweep_id):
             part = outcomes[tree][chunk * CHUNK_LEAVES : chunk * CHUNK_LEAVES + len(packed)]
@@ -159,7 +167,9 @@ class Certify:
         key = derive_key(self._keys.bucket(bucket), "sweep", sweep_id.bytes)
         file = ScopeFile.open(self._sealed.open(f"{sweep_id}.scope"), key)
         claims = unpack_columns(file.section("claims"))
-        return Sweep(sweep_id, sweep_class, bucket, key, scope_digest, rounds, trees, file, claims, outcomes)
+        return Sweep(
+            sweep_id, sweep_class, last_artifact, bucket, key, scope_digest, rounds, trees, file, claims, outcomes
+        )
 
     async def _round(
         self, sweep: Sweep, number: int, provision: Provision, done: Sequence[Finished], tx: Tx
@@ -186,13 +196,13 @@ class Certify:
             digests=[hashlib.sha256(data).digest() for data in certificates],
             positions=[end - len(box) for end, box in zip(ends, boxes, strict=True)], lengths=[len(box) for box in boxes],
         )  # fmt: skip
+        if provision is Provision.DATA:
+            await self._drop_rows(sweep, done, tx)
         states = [_state_after(provision, one) for one in done]
         await tx.execute(
             "certify_data" if provision is Provision.DATA else "certify_models", round=number,
             ids=[one.request_id for one in done], results=[one.result for one in done], states=states,
         )  # fmt: skip
-        if provision is Provision.DATA:
-            await self._drop_rows(sweep, done, tx)
         (index,) = await log(tx, [(predicate.type, envelope)])
         await tx.execute(
             "certify_put_round", sweep_id=sweep.sweep_id, round=number, provision=provision, requests=len(done),
@@ -249,7 +259,7 @@ class Certify:
         whole = sweep.sweep_class == "order" and all(np.isin(one, list(FINAL_ABSENT)).all() for one in sweep.outcomes)
         found: dict[int, BitMap64] = {}
         if whole:
-            await tx.execute("certify_drop_artifact_ranges", first=first, end=end)
+            await tx.execute("certify_drop_artifact_ranges", first=first, end=end, last=sweep.last_artifact)
             for source_no, packed in await tx.fetch("certify_drop_image_ranges", first=first, end=end):
                 found[source_no] = BitMap64(np.frombuffer(packed, ">i8").astype(np.uint64))
         else:
@@ -259,6 +269,7 @@ class Certify:
             for ordinal, source_no in await tx.fetch("certify_drop_images", first=first, end=end):
                 found.setdefault(source_no, BitMap64()).add(ordinal)
         await tx.execute("certify_drop_subjects", first=first, end=end)
+        await tx.execute("certify_drop_consents", ids=[one.request_id for one in done])
         if found:
             for source_no, bitmap in await tx.fetch("certify_tombstone_now", sweep_id=sweep.sweep_id):
                 if source_no in found:

@@ -17,9 +17,11 @@ from typing import Any, Final
 from uuid import UUID
 
 import numpy as np
+from pyroaring import BitMap64
 
 from expunge import metrics
 from expunge.domain import events, statement, topics
+from expunge.domain.errors import Rejected
 from expunge.domain.events import SweepId
 from expunge.domain.lifecycle import SweepState
 from expunge.domain.policy import Policy
@@ -27,7 +29,7 @@ from expunge.domain.request import RequestId
 from expunge.domain.sweep import last_outcomes
 from expunge.domain.topics import Topic
 from expunge.domain.words import Kind, Outcome, Step
-from expunge.ports import Clock, Delivery, Signer, Tx
+from expunge.ports import Clock, Delivery, Refused, Signer, Tx
 from expunge.record import emit, log
 
 WORKER: Final = "coordinate"
@@ -44,7 +46,7 @@ class Acted:
     """Work that executors report as done."""
 
     done: list[events.WorkDone]
-    taint: list[events.TaintResolved]
+    refused: list[Refused]
 
 
 class Dispatch:
@@ -109,17 +111,20 @@ class Dispatch:
         """Nothing outside the database."""
         acted = Acted([], [])
         for delivery in deliveries:
-            event = events.from_cloudevent(delivery.event)
-            if isinstance(event, events.TaintResolved):
-                acted.taint.append(event)
-            elif isinstance(event, events.WorkDone):
+            try:
+                event = events.from_cloudevent(delivery.event)
+            except Rejected as error:
+                acted.refused.append(Refused(delivery, error.code, later=False))
+                continue
+            if isinstance(event, events.WorkDone):
                 acted.done.append(event)
         return acted
 
-    async def commit(self, acted: Acted, tx: Tx) -> None:
+    async def commit(self, acted: Acted, tx: Tx) -> list[Refused]:
         """Log the statements and order the next step."""
         if acted.done:
             await self._done(tx, [_run(event) for event in acted.done])
+        return acted.refused
 
     async def _done(self, tx: Tx, runs: Sequence[Run]) -> None:
         sweep_ids, trees, first, end, steps, attempts = map(list, zip(*runs, strict=True))
@@ -200,7 +205,8 @@ class Dispatch:
         return len(runs)
 
     async def expire(self, tx: Tx) -> int:
-        """Void scopes that were not approved in time, with a statement each; how many."""
+        """What ends by time alone: void scopes that were not approved, with a statement each; plan again what no hold keeps
+        any more. How many of both."""
         at = self._clock()
         rows = await tx.fetch("dispatch_expired", at=at)
         entries = []
@@ -212,7 +218,23 @@ class Dispatch:
             entries.append((predicate.type, self._signer.sign(payload, statement.PAYLOAD_TYPE)))
             await tx.execute("dispatch_void", sweep_id=sweep_id)
         await log(tx, entries)
-        return len(rows)
+        return len(rows) + await self._wake(tx, at)
+
+    async def _wake(self, tx: Tx, at: datetime) -> int:
+        """Requests whose hold was released or ran out, back to where plan finds them."""
+        woken = await tx.execute("dispatch_wake_people", at=at)
+        orders = await tx.fetch("dispatch_held_orders")
+        if not orders:
+            return woken
+        ((packed,),) = await tx.fetch("plan_held", at=at)
+        held = BitMap64(np.frombuffer(packed or b"", ">i8").astype(np.uint64))
+        ranges = await tx.fetch("plan_held_ranges", at=at)
+        free = []
+        for request_id, ordinals in orders:
+            images = BitMap64.deserialize(ordinals)
+            if not images.intersect(held) and not any(images.intersect(BitMap64(range(*run))) for run in ranges):
+                free.append(request_id)
+        return woken + (await tx.execute("dispatch_wake", ids=free) if free else 0)
 
     async def _kinds(self, tx: Tx, sweep_ids: Sequence[UUID]) -> dict[UUID, list[Mapping[str, Any]]]:
         rows = await tx.fetch("dispatch_trees", ids=sorted(set(sweep_ids)))

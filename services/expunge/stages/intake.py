@@ -18,13 +18,15 @@ from uuid import UUID
 import numpy as np
 from pyroaring import BitMap64
 
-from expunge.domain import dsse, events, request, statement, suppression
-from expunge.domain.errors import Rejected
+from expunge.domain import canonical, dsse, events, request, statement, suppression
+from expunge.domain.errors import Rejected, Tampered
 from expunge.domain.leaf import derive_key
 from expunge.domain.lifecycle import FINAL, RequestState, SweepState
+from expunge.domain.limits import CHUNK_LEAVES
 from expunge.domain.policy import Policy
 from expunge.domain.request import (
     Approved,
+    ByList,
     BySource,
     BySubject,
     Cancelled,
@@ -41,7 +43,7 @@ from expunge.domain.request import (
 from expunge.domain.scopefile import ScopeFile, unpack_columns
 from expunge.domain.sweep import ALL_PURPOSES
 from expunge.domain.words import Role
-from expunge.ports import Clock, Delivery, Journal, KeyStore, Ledger, Refused, SealedStore, Signer, Tx
+from expunge.ports import Clock, Delivery, Journal, KeyStore, Ledger, Refused, Row, SealedStore, Signer, Tx
 from expunge.record import emit, log
 
 WORKER: Final = "coordinate"
@@ -54,8 +56,10 @@ EVERYTHING: Final = "*"
 
 @dataclass(frozen=True, slots=True)
 class TrustedKey:
-    """A registered key: what it may sign. `scope`: types, sources, purposes allowed (absent: all) and quota per day."""
+    """A registered key: whose it is, what it may sign. `scope`: types, sources, purposes allowed (absent: all) and quota
+    per day."""
 
+    holder: str
     public: dsse.PublicKey
     role: Role
     scope: Mapping[str, Any]
@@ -75,13 +79,30 @@ class Authentic:
 
 
 @dataclass(frozen=True, slots=True)
+class Rejection:
+    """The answer to a request by a registered key. `digest`: of its payload."""
+
+    request_id: RequestId
+    code: str
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Judged:
-    """What `act` found: authentic requests, answers to give, dead letters, and purposes known."""
+    """What `act` found: requests that stand, rejections to send, dead letters."""
 
     accepted: list[Authentic]
-    rejected: list[tuple[RequestId, str]]
+    rejected: list[Rejection]
     refused: list[Refused]
     at: datetime
+
+
+class UnreadableError(Exception):
+    """A payload that a registered key signed and that is no request, but says which it would be."""
+
+    def __init__(self, rejection: Rejection) -> None:
+        super().__init__(rejection.code)
+        self.rejection = rejection
 
 
 class Intake:
@@ -121,38 +142,76 @@ class Intake:
             except Rejected as error:
                 judged.refused.append(Refused(delivery, error.code, later=False))
                 continue
+            except UnreadableError as error:
+                judged.rejected.append(error.rejection)
+                continue
             try:
                 self._admit(authentic, judged.at)
             except Rejected as error:
-                judged.rejected.append((authentic.request.id, error.code))
+                judged.rejected.append(_rejection(authentic, error.code))
             else:
                 judged.accepted.append(authentic)
-        records = [
-            suppression.Record("subject", action, suppression.purpose_digest(purpose), mac)
-            for one in judged.accepted
-            for action, purpose, mac in self._entries(one.request)
-        ]
-        if records:
-            self._keys.bucket(judged.at.date(), create=True)
-            await asyncio.to_thread(self._journal.append, suppression.encode(records))
+        self._keys.bucket(judged.at.date(), create=True)
+        await self._write_journal(judged.accepted)
         return judged
 
+    async def _write_journal(self, accepted: Sequence[Authentic]) -> None:
+        """Journal what these requests change, by the rule of the queries `intake_suppress` and `intake_lift`: what was
+        issued last counts, so that a consent that comes late or twice brings nobody back."""
+        adds, lifts, purposes = self._changes(accepted)
+        if not purposes:
+            return
+        async with self._ledger.transaction() as tx:
+            rows = await tx.fetch("intake_suppressed", macs=sorted(purposes))
+        now = {bytes(mac): (at, lifted) for mac, at, lifted in rows}
+        records = []
+        for mac, purpose in purposes.items():
+            at, lifted = now.get(mac, (None, None))
+            added = max((one for one in (at, adds.get(mac)) if one is not None), default=None)
+            if added is None:
+                continue  # a consent of someone who never was suppressed
+            latest = max((one for one in (lifted, lifts.get(mac)) if one is not None), default=None)
+            stands = latest is None or latest <= added
+            if at is None or stands != (lifted is None):
+                action = suppression.Action.ADD if stands else suppression.Action.LIFT
+                records.append(suppression.Record("subject", action, suppression.purpose_digest(purpose), mac))
+        if records:
+            await asyncio.to_thread(self._journal.append, suppression.encode(records))
+
+    def _changes(
+        self, accepted: Sequence[Authentic]
+    ) -> tuple[dict[bytes, datetime], dict[bytes, datetime], dict[bytes, str]]:
+        """By MAC: when it was last added, when last lifted, and its purpose."""
+        adds: dict[bytes, datetime] = {}
+        lifts: dict[bytes, datetime] = {}
+        purposes: dict[bytes, str] = {}
+        for one in accepted:
+            for action, purpose, mac in self._entries(one.request):
+                times = adds if action is suppression.Action.ADD else lifts
+                times[mac] = max(times.get(mac, one.request.issued_at), one.request.issued_at)
+                purposes[mac] = purpose
+        return adds, lifts, purposes
+
     def _authenticate(self, delivery: Delivery, keys: Mapping[str, TrustedKey]) -> Authentic:
-        envelope = dsse.parse(delivery.event.data)
+        envelope = _envelope(delivery.event.data)
         for signature in envelope.signatures:
             key = keys.get(signature.key_id)
             if key is None:
                 continue
             try:
                 payload = dsse.verify(envelope, key.public, request.PAYLOAD_TYPE)
-            except Exception as error:
-                code = "bad-signature"
-                raise Rejected(code, "expected a signature that verifies") from error
-            parsed = request.parse_request(payload)
+            except Tampered as error:
+                raise Rejected("bad-signature", "expected a signature that verifies") from error
+            try:
+                parsed = request.parse_request(payload)
+            except Rejected as error:
+                request_id = _named(payload)
+                if request_id is None:
+                    raise
+                raise UnreadableError(Rejection(request_id, error.code, hashlib.sha256(payload).digest())) from None
             request.check_agrees(parsed, delivery.event)
             return Authentic(delivery, parsed, signature.key_id, key, payload)
-        code = "unknown-key" if envelope.signatures else "unsigned"
-        raise Rejected(code, "expected a signature by a registered key")
+        raise Rejected("unknown-key", "expected a signature by a registered key")
 
     def _admit(self, authentic: Authentic, at: datetime) -> None:
         """Key scope, audience, times. Raises `Rejected` with the code that the publisher is told."""
@@ -175,25 +234,34 @@ class Intake:
 
     def _entries(self, one: Request) -> Iterable[tuple[suppression.Action, str, bytes]]:
         """Suppression entries of a request: (add or lift, purpose, MAC)."""
+        subjects: tuple[str, ...]
+        purposes: tuple[str, ...] = (EVERYTHING,)
+        action = suppression.Action.ADD
         match one:
-            case DeletionRequested() | RetentionExpired(purposes=None):
-                entries = [(suppression.Action.ADD, EVERYTHING)]
-            case ConsentWithdrawn(purposes=purposes) | RetentionExpired(purposes=tuple(purposes)):
-                entries = [(suppression.Action.ADD, purpose) for purpose in purposes]
-            case ConsentGiven(purposes=purposes):
-                entries = [(suppression.Action.LIFT, purpose) for purpose in (EVERYTHING, *purposes)]
+            case DeletionRequested(subject_ref=subject) | RetentionExpired(subject_ref=subject, purposes=None):
+                subjects = (subject,)
+            case OrderIssued(selection=ByList(subjects=subjects)):
+                pass
+            case ConsentWithdrawn(subject_ref=subject, purposes=tuple(purposes)):
+                subjects = (subject,)
+            case RetentionExpired(subject_ref=subject, purposes=tuple(purposes)):
+                subjects = (subject,)
+            case ConsentGiven(subject_ref=subject, purposes=given):
+                action, subjects, purposes = suppression.Action.LIFT, (subject,), (EVERYTHING, *given)
             case _:
                 return
-        for action, purpose in entries:
-            mac = suppression.mac(self._journal.key, "subject", purpose, one.subject_ref.encode())
-            yield action, purpose, mac
+        for subject in subjects:
+            for purpose in purposes:
+                yield action, purpose, suppression.mac(self._journal.key, "subject", purpose, subject.encode())
 
     async def commit(self, judged: Judged, tx: Tx) -> Sequence[Refused]:
         """Insert requests, apply holds, cancels, releases and approvals, answer the rest."""
         refused = list(judged.refused)
         rejected = list(judged.rejected)
         out: list[events.Event] = []
-        await self._suppress(judged, tx)
+        if any(isinstance(one.request, HoldPlaced) for one in judged.accepted):
+            await tx.execute("intake_plan_lock")
+        await self._suppress(judged.accepted, tx)
         out += await self._insert(judged, rejected, tx)
         for one in judged.accepted:
             try:
@@ -203,7 +271,7 @@ class Intake:
                     case HoldReleased():
                         await self._release(one.request, judged.at, tx)
                     case Cancelled():
-                        await self._cancel(one.request, tx)
+                        await self._cancel(one.request, judged.at, tx)
                     case Approved():
                         await self._approve(one, judged.at, tx)
                     case _:
@@ -214,25 +282,39 @@ class Intake:
                     # It may still be on its way: another partition, a later offset.
                     refused.append(Refused(one.delivery, error.code, later=True))
                 else:
-                    rejected.append((one.request.id, error.code))
-        out += [events.RequestRejected(request_id=request_id, code=code, at=judged.at) for request_id, code in rejected]
+                    rejected.append(_rejection(one, error.code))
+        out += await self._answers(rejected, judged.at, tx)
         await emit(tx, WORKER, out, at=judged.at)
         return refused
 
-    async def _suppress(self, judged: Judged, tx: Tx) -> None:
-        adds: list[bytes] = []
-        lifts: list[bytes] = []
-        for one in judged.accepted:
-            for action, _purpose, mac in self._entries(one.request):
-                (adds if action is suppression.Action.ADD else lifts).append(mac)
-        if adds or lifts:
-            await tx.execute("intake_lock")
-        if adds:
-            await tx.execute("intake_suppress", macs=sorted(set(adds)))
-        if lifts:
-            await tx.execute("intake_lift", macs=sorted(set(lifts)), at=judged.at)
+    async def _answers(self, rejected: Sequence[Rejection], at: datetime, tx: Tx) -> list[events.Event]:
+        """Rejections. What was accepted before, byte for byte, is accepted still: a repeat may come after its expiry."""
+        if not rejected:
+            return []
+        known = await self._known([one.request_id for one in rejected], tx)
+        return [
+            events.RequestAccepted(request_id=one.request_id, at=at)
+            if known.get(one.request_id) == one.digest
+            else events.RequestRejected(request_id=one.request_id, code=one.code, at=at)
+            for one in rejected
+        ]
 
-    async def _insert(self, judged: Judged, rejected: list[tuple[RequestId, str]], tx: Tx) -> list[events.Event]:
+    async def _known(self, ids: Sequence[RequestId], tx: Tx) -> dict[str, bytes]:
+        """Requests that have a row: the digests of their payloads."""
+        rows = await tx.fetch("intake_existing", ids=[UUID(one) for one in ids])
+        return {str(request_id): bytes(digest) for request_id, digest, _state in rows}
+
+    async def _suppress(self, accepted: Sequence[Authentic], tx: Tx) -> None:
+        adds, lifts, purposes = self._changes(accepted)
+        if purposes or any(isinstance(one.request, OrderIssued) for one in accepted):
+            # What register does now comes before, and is planned; what it does later finds the entry, the source closed.
+            await tx.execute("intake_lock")
+        for query, times in (("intake_suppress", adds), ("intake_lift", lifts)):
+            if times:
+                macs = sorted(times)
+                await tx.execute(query, macs=macs, at=[times[mac] for mac in macs])
+
+    async def _insert(self, judged: Judged, rejected: list[Rejection], tx: Tx) -> list[events.Event]:
         """Requests that will be planned, as rows. Duplicates are answered, replays rejected."""
         planned = [one for one in judged.accepted if _is_planned(one.request)]
         consents = [one.request for one in judged.accepted if isinstance(one.request, ConsentGiven | ConsentWithdrawn)]
@@ -242,43 +324,22 @@ class Intake:
         subjects = sorted({str(one.request.subject_ref) for one in planned if isinstance(one.request, OF_SUBJECT)})
         known = {row[0] for row in await tx.fetch("intake_known_subjects", subjects=subjects)}
         held = {row[0] for row in await tx.fetch("intake_held_subjects", subjects=subjects, at=judged.at)}
-        over = await self._over_quota(planned, judged.at, tx)
-        rows: list[tuple[Any, ...]] = []
-        out: list[events.Event] = []
-        sources: dict[str, str] = {}
-        for one in planned:
-            try:
-                if one.key_id in over:
-                    raise Rejected("over-quota", "expected no more requests than the key's daily quota")
-                rows.append(await self._row(one, bits, known, held, sources, judged.at, tx))
-            except Rejected as error:
-                rejected.append((one.request.id, error.code))
+        rows, sources = await self._rows(planned, rejected, (bits, known, held), judged.at, tx)
         inserted: set[str] = set()
         if rows:
             names = ("ids", "types", "classes", "states", "subjects", "purposes", "regulations", "bodies", "digests",
                      "key_ids", "nonces", "due")  # fmt: skip
-            columns = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+            columns = dict(zip(names, map(list, zip(*rows.values(), strict=True)), strict=True))
             bucket = judged.at.date()
             for (request_id,) in await tx.fetch("intake_insert", **columns, at=judged.at, bucket=bucket):
                 inserted.add(str(request_id))
-            digests = {row[0]: row[8] for row in rows}
-            missing = [request_id for request_id in digests if request_id not in inserted]
-            existing = (
-                {str(row[0]): row[1] for row in await tx.fetch("intake_existing", ids=missing)} if missing else {}
-            )
-            for request_id in missing:
-                if existing.get(request_id) == digests[request_id]:
-                    out.append(events.RequestAccepted(request_id=request_id, at=judged.at))
-                else:
-                    rejected.append((request_id, "replayed"))
-        for request_id, source in sources.items():
-            if request_id in inserted:
-                await tx.execute("intake_close_source", name=source, request_id=UUID(request_id), at=judged.at)
-        out += [
-            events.RequestAccepted(request_id=one.request.id, at=judged.at)
-            for one in planned
-            if isinstance(one.request, OrderIssued) and one.request.id in inserted
+        # An id that is new and got no row: its key used the nonce before.
+        rejected += [
+            Rejection(request_id, "replayed", row[8]) for request_id, row in rows.items() if request_id not in inserted
         ]
+        for name, source in sources.items():
+            if name in inserted:
+                await tx.execute("intake_close_source", name=source, request_id=UUID(name), at=judged.at)
         if consents:
             await tx.execute(
                 "intake_consent",
@@ -288,20 +349,46 @@ class Intake:
                 given=[isinstance(one, ConsentGiven) for one in consents],
                 at=[one.issued_at for one in consents],
             )
-        out += [
-            events.RequestAccepted(request_id=one.id, at=judged.at) for one in consents if isinstance(one, ConsentGiven)
+        # A person's request is answered by its certificate: one message less for each.
+        told = [one.request for one in planned if isinstance(one.request, OrderIssued) and one.request.id in inserted]
+        return [
+            events.RequestAccepted(request_id=one.id, at=judged.at)
+            for one in (*told, *(one for one in consents if isinstance(one, ConsentGiven)))
         ]
-        return out
 
-    async def _over_quota(self, planned: Sequence[Authentic], at: datetime, tx: Tx) -> set[str]:
+    async def _rows(
+        self, planned: Sequence[Authentic], rejected: list[Rejection], world: tuple[Mapping[str, int], set[str], set[str]],
+        at: datetime, tx: Tx,
+    ) -> tuple[dict[RequestId, tuple[Any, ...]], dict[str, str]]:  # fmt: skip
+        """Rows for what is new, and the source that each order closes. `world`: purposes, subjects known, subjects held."""
+        before = await self._known([one.request.id for one in planned], tx)
+        left = await self._quota_left(planned, at, tx)
+        rows: dict[RequestId, tuple[Any, ...]] = {}
+        sources: dict[str, str] = {}
+        for one in planned:
+            request_id, key_id = one.request.id, one.key_id
+            if request_id in before or request_id in rows:
+                rejected.append(_rejection(one, "replayed"))  # unless it is a repeat: see `_answers`
+            elif left.get(key_id, 1) <= 0:
+                rejected.append(_rejection(one, "over-quota"))
+            else:
+                try:
+                    rows[request_id] = await self._row(one, *world, sources, at, tx)
+                except Rejected as error:
+                    rejected.append(_rejection(one, error.code))
+                else:
+                    left[key_id] = left.get(key_id, len(planned) + 1) - 1
+        return rows, sources
+
+    async def _quota_left(self, planned: Sequence[Authentic], at: datetime, tx: Tx) -> dict[str, int]:
+        """By key that has a quota: how many more requests it may make today."""
         limited = {one.key_id: int(one.key.scope["quota"]) for one in planned if "quota" in one.key.scope}
         if not limited:
-            return set()
+            return {}
         used: dict[str, int] = {
             row[0]: row[1] for row in await tx.fetch("intake_used_quota", keys=sorted(limited), at=at)
         }
-        asked = {key: sum(one.key_id == key for one in planned) for key in limited}
-        return {key for key, quota in limited.items() if used.get(key, 0) + asked[key] > quota}
+        return {key: quota - used.get(key, 0) for key, quota in limited.items()}
 
     async def _row(
         self, one: Authentic, bits: Mapping[str, int], known: set[str], held: set[str], sources: dict[str, str],
@@ -365,37 +452,47 @@ class Intake:
             raise Rejected("too-late", "expected a hold before the erasure began; it stands for what comes later")
 
     async def _release(self, release: HoldReleased, at: datetime, tx: Tx) -> None:
-        rows = await tx.fetch("intake_release", hold_id=UUID(release.hold_id), at=at)
-        if not rows:
-            raise Rejected("unknown-request", "expected a hold that is in force")
-        ((subject, _source_no),) = rows
-        await tx.execute("intake_release_waiting", subject=subject, at=at)
+        """What it held is planned again as soon as nothing else holds it: see `Dispatch.expire`."""
+        if not await tx.execute("intake_release", hold_id=UUID(release.hold_id), at=at):
+            raise Rejected("unknown-request", "expected a hold that was placed")
 
-    async def _cancel(self, cancel: Cancelled, tx: Tx) -> None:
-        rows = await tx.fetch("intake_cancel", request_id=UUID(cancel.request_id))
+    async def _cancel(self, cancel: Cancelled, at: datetime, tx: Tx) -> None:
+        request_id = UUID(cancel.request_id)
+        rows = await tx.fetch("intake_cancel", request_id=request_id)
         if not rows:
             raise Rejected("unknown-request", "expected a request that was accepted")
-        ((state, sweep_id, leaf, bucket, _sweep_state, _class),) = rows
+        ((state, sweep_id, leaf),) = rows
+        if state == RequestState.CANCELLED:
+            return
         if RequestState(state) in FINAL or state == RequestState.DATA_CERTIFIED:
             raise Rejected("too-late", "expected a request that is still open")
-        if sweep_id is not None:
-            file = self._open(sweep_id, bucket)
-            found, kept = 0, 0
-            for tree, indices in _only_claimed_by(file, leaf):
-                found += len(indices)
-                kept += await self._exclude(tx, sweep_id, tree, indices, "cancelled", UUID(cancel.request_id))
-            if found != kept:
-                raise Rejected("too-late", "expected a cancel before the erasure began")
-        await tx.execute("intake_cancelled", request_id=UUID(cancel.request_id))
+        if sweep_id is not None and state == RequestState.PLANNED:
+            await self._cancel_planned(request_id, sweep_id, leaf, at, tx)
+        await tx.execute("intake_cancelled", request_id=request_id)
+
+    async def _cancel_planned(self, request_id: UUID, sweep_id: UUID, leaf: int, at: datetime, tx: Tx) -> None:
+        """Take a request out of its sweep, if nothing was done to any artifact of it."""
+        ((bucket, state, sweep_class, scope_digest),) = await tx.fetch("intake_lock_sweep", sweep_id=sweep_id)
+        if sweep_class == "order" and state != SweepState.PUBLISHED:
+            predicate = statement.ScopeVoid(
+                sweep=str(sweep_id), scope=scope_digest.hex(), reason="cancelled", at=statement.instant(at)
+            )
+            payload = statement.payload(predicate, {"scope": scope_digest.hex()})
+            await tx.execute("intake_void_sweep", sweep_id=sweep_id)
+            await log(tx, [(predicate.type, self._scope_signer.sign(payload, statement.PAYLOAD_TYPE))])
+            return
+        alone = list(_only_claimed_by(self._open(sweep_id, bucket), leaf))
+        begun = await tx.fetch("intake_begun", sweep_id=sweep_id)
+        if not all(_untouched(tree, indices, begun).all() for tree, indices in alone):
+            raise Rejected("too-late", "expected a cancel before the erasure began")
+        for tree, indices in alone:
+            await self._exclude(tx, sweep_id, tree, indices, "cancelled", request_id)
 
     async def _exclude(
         self, tx: Tx, sweep_id: UUID, tree: int, indices: np.ndarray[Any, Any], reason: str, cause: UUID
-    ) -> int:  # fmt: skip
+    ) -> int:
         """Keep executors away from leaves whose run has not begun; how many that is. The sweep's row is locked."""
-        keep = np.ones(len(indices), bool)
-        for begun, first, end in await tx.fetch("intake_begun", sweep_id=sweep_id):
-            if begun == tree:
-                keep &= (indices // 1024 < first) | (indices // 1024 >= end)
+        keep = _untouched(tree, indices, await tx.fetch("intake_begun", sweep_id=sweep_id))
         if keep.any():
             packed = indices[keep].astype("<u4").tobytes()
             await tx.execute("intake_exclude", sweep_id=sweep_id, tree=tree, reason=reason, cause=cause, indices=packed)
@@ -413,7 +510,7 @@ class Intake:
             raise Rejected("not-awaiting-approval", "expected a scope that awaits approval")
         if bytes.fromhex(approval.scope_root) != scope_digest:
             raise Rejected("wrong-scope", "expected the digest of this request's scope statement")
-        if one.key_id == publisher:
+        if one.key.holder == publisher:
             raise Rejected("self-approval", "expected an approver other than the requester")
         await tx.execute("intake_approve", request_id=request_id, key_id=one.key_id, scope_root=scope_digest, at=at)
         approvers = [
@@ -435,8 +532,41 @@ class Intake:
 
 
 def _trusted(row: tuple[Any, ...]) -> TrustedKey:
-    _key_id, role, public, scope, valid_from, valid_to = row
-    return TrustedKey(dsse.PublicKey(bytes(public)), Role(role), scope, valid_from, valid_to)
+    _key_id, role, holder, public, scope, valid_from, valid_to = row
+    return TrustedKey(holder, dsse.PublicKey(bytes(public)), Role(role), scope, valid_from, valid_to)
+
+
+def _rejection(one: Authentic, code: str) -> Rejection:
+    return Rejection(one.request.id, code, hashlib.sha256(one.payload).digest())
+
+
+def _envelope(data: bytes) -> dsse.Envelope:
+    """Raises `Rejected`: `unsigned` for what is no envelope but JSON of its own, or one without signatures."""
+    try:
+        return dsse.parse(data)
+    except Rejected:
+        value = canonical.loads(data)
+        if isinstance(value, dict) and not value.get("signatures"):
+            raise Rejected("unsigned", "expected a signed envelope, got one without signatures, or none") from None
+        raise
+
+
+def _named(payload: bytes) -> RequestId | None:
+    """The id that a payload gives itself, if it is one."""
+    try:
+        value = canonical.loads(payload)
+        return RequestId(str(UUID(str(value["id"])))) if isinstance(value, dict) else None
+    except (Rejected, KeyError, ValueError):
+        return None
+
+
+def _untouched(tree: int, indices: np.ndarray[Any, Any], begun: Sequence[Row]) -> np.ndarray[Any, Any]:
+    """Where no run of chunks that holds the leaf has begun. `begun`: rows of tree, first chunk, end chunk."""
+    keep = np.ones(len(indices), bool)
+    for other, first, end in begun:
+        if other == tree:
+            keep &= (indices // CHUNK_LEAVES < first) | (indices // CHUNK_LEAVES >= end)
+    return keep
 
 
 def _asked(one: Request) -> dict[str, set[str]]:

@@ -23,7 +23,7 @@ from pyroaring import BitMap64
 
 from expunge.domain import certificate, merkle, scopefile, statement, suppression
 from expunge.domain import sweep as sweeps
-from expunge.domain.leaf import LEAF_BYTES, derive_key, nonces, pack_leaves
+from expunge.domain.leaf import LEAF_BYTES, NO_DIGEST, derive_key, nonces, pack_leaves
 from expunge.domain.limits import CHUNK_LEAVES
 from expunge.domain.policy import Policy
 from expunge.domain.request import ByList, ByPeriod, BySource, OrderIssued, parse_request
@@ -185,6 +185,7 @@ class Plan:
     async def seal_people(self) -> UUID | None:
         """Seal one sweep of people's requests, if any wait."""
         async with self._ledger.transaction() as tx:
+            await tx.execute("plan_lock")
             rows = await tx.fetch("plan_claim_people", limit=self._policy.sweep_requests)
             if not rows:
                 return None
@@ -209,6 +210,7 @@ class Plan:
     async def seal_order(self) -> UUID | None:
         """Seal one order, or one person's request that needs approval, if any waits."""
         async with self._ledger.transaction() as tx:
+            await tx.execute("plan_lock")
             rows = await tx.fetch("plan_claim_order")
             if not rows:
                 return None
@@ -357,14 +359,16 @@ class Plan:
 
     async def _suppress(self, tx: Tx, built: Built) -> None:
         """Remember the digests of photos that will be gone, so that none is uploaded again."""
-        if not built.image_digests:
+        if not len(built.photos):
             return
-        digests = built.image_digests
+        runs = sweeps.runs_of(built.photos)
+        first, end = [run[0] for run in runs], [run[0] + run[1] for run in runs]
+        ((known,),) = await tx.fetch("plan_image_digests", first=first, end=end)
+        # A photo's digest and that of its stored file may differ, and the file's need not be known.
+        every = built.image_digests + (known or b"")
+        digests = sorted({every[at : at + 32] for at in range(0, len(every), 32)} - {NO_DIGEST})
         macs = await asyncio.to_thread(
-            lambda: [
-                suppression.mac(self._journal.key, "digest", "*", digests[at : at + 32])
-                for at in range(0, len(digests), 32)
-            ]
+            lambda: [suppression.mac(self._journal.key, "digest", "*", one) for one in digests]
         )
         everything = suppression.purpose_digest("*")
         records = [suppression.Record("digest", suppression.Action.ADD, everything, mac) for mac in macs]
@@ -394,7 +398,8 @@ class Plan:
             images=predicate.images, leaves=sum(tree.leaves for tree in predicate.trees),
             trees=json.dumps([tree.model_dump(mode="json") for tree in predicate.trees]),
             scope_digest=hashlib.sha256(payload).digest(), scope_envelope=envelope, scope_index=index,
-            file_digest=bytes.fromhex(predicate.file), ordinals=BitMap64(built.images).serialize(), at=at,
+            file_digest=bytes.fromhex(predicate.file), ordinals=BitMap64(built.images).serialize(),
+            last_artifact=max((int(part.max()) for tree in built.trees for part in tree.ids if len(part)), default=0), at=at,
             expires_at=at + self._policy.approval_time if claimed.sweep_class == ORDER else None,
         )  # fmt: skip
         await tx.execute(
@@ -431,6 +436,7 @@ class Built:
     request_tree: merkle.Tree
     request_hashes: bytes
     images: I64
+    photos: I64
     image_digests: bytes
     handles_root: bytes | None
 
@@ -479,6 +485,7 @@ def _build(
 ) -> Built:  # fmt: skip
     trees: dict[tuple[str, int], TreeBuilder] = {}
     digests: list[bytes] = []
+    photos: list[I64] = [np.zeros(0, np.int64)]
     for page, mine in zip(pages, decided.by_page, strict=True):
         kept = page.only(mine.in_scope)
         if not len(kept.ids):
@@ -491,6 +498,7 @@ def _build(
         trees[place].add(kept)
         if page.kind == Kind.IMAGE:
             digests.append(kept.digests)
+            photos.append(kept.ordinal)
     built = list(trees.values())
     columns, claims = _claims(claimed, decided.whole, built, purposes)
     bodies = [certificate.body_bytes(certificate.Claim.model_validate(one)) for one in claims]
@@ -511,6 +519,7 @@ def _build(
         request_tree=merkle.Tree(request_hashes),
         request_hashes=request_hashes,
         images=np.unique(claimed.requests.ordinal),
+        photos=np.unique(np.concatenate(photos)),
         image_digests=b"".join(digests),
         handles_root=handles,
     )

@@ -31,6 +31,7 @@ from expunge.domain.words import Role
 from expunge.pipeline import WORKERS
 from expunge.ports import Handler, Signer, Store
 from expunge.settings import Settings
+from expunge.stages.audit import Audit
 from expunge.stages.certify import Certify
 from expunge.stages.dispatch import Dispatch
 from expunge.stages.intake import Intake
@@ -344,8 +345,6 @@ def _coordinate(deployment: Deployment, wake: asyncio.Event) -> _Stages:
 
 
 def _audit(deployment: Deployment) -> Callable[[DeliveryHost], Background]:
-    from expunge.stages.audit import Audit
-
     def timer(host: DeliveryHost) -> Background:
         audit = Audit(
             ledger=deployment.ledger,

@@ -76,10 +76,11 @@ def run_worker(name: str, settings: Settings) -> None:
             for topic, count in above.items():
                 metrics.COMMITTED_ABOVE_HANDLED.labels(name, topic).set(count)
 
-    background: list[Background] = [*worker.background, watch_commits]
+    background = list(worker.background)
     if not worker.host.topics:
         asyncio.run(_without_topics(start, background))
         return
+    background.append(watch_commits)
     app = agent.build_app(
         worker.host, bootstrap=settings.kafka, instance=f"{name}-{settings.instance}", directory=directory, start=start,
         background=background,

@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
@@ -116,6 +117,10 @@ class InFlight:
         return [(topic, partition, offset) for topic, partition, offset in read]
 
 
+class _OvertakenError(Exception):
+    """Another worker applied some of the batch since it was looked up: look again."""
+
+
 class DeliveryHost:
     """Runs handlers on batches for one worker. `committed`: called after each commit, to wake what waits for rows."""
 
@@ -191,7 +196,12 @@ class DeliveryHost:
                 identity = dedupe_id(event, record, dedupe=handlers[0].dedupe)
                 deliveries[identity] = (Delivery(topic, record.partition, record.offset, event), record)
             self._in_flight[topic].hold(records)
-            await self._apply(topic, records, deliveries, dead)
+            try:
+                await self._apply(topic, records, deliveries, dead)
+            except (Retryable, asyncio.CancelledError):
+                # The database's doing, or a shutdown: no reason to suspect the messages.
+                self._in_flight[topic].release()
+                raise
             self._in_flight[topic].release()
         await self._clear(records)
         await self.publish_outbox()
@@ -204,23 +214,39 @@ class DeliveryHost:
         deliveries: Mapping[str, tuple[Delivery, Record]],
         dead: list[tuple[Record, str | None, str]],
     ) -> None:
-        handlers = self._handlers[topic]
         fresh, waiting = await self._sort(deliveries)
         parked = [(identity, "queued") for identity in waiting]
         batch = [deliveries[identity][0] for identity in fresh]
-        acted: list[Any] = []
-        if batch:
-            try:
-                acted = [await handler.act(batch) for handler in handlers]
-            except (Retryable, FencedOff) as error:
-                _log.warning("parked", worker=self.worker, topic=topic, count=len(batch), kind=type(error).__name__)
-                parked += [(identity, "retryable") for identity in fresh]
-                fresh, batch, acted = [], [], []
+        try:
+            acted = [await handler.act(batch) for handler in self._handlers[topic]] if batch else []
+            await self._commit(topic, records, deliveries, dead, fresh, parked, acted)
+        except _OvertakenError:
+            await self._apply(topic, records, deliveries, dead)
+        except (Retryable, FencedOff) as error:
+            # Nothing was applied. Should the database be away altogether, parking raises too, and nothing is acknowledged.
+            _log.warning("parked", worker=self.worker, topic=topic, count=len(batch), kind=type(error).__name__)
+            parked += [(identity, "retryable") for identity in fresh]
+            await self._commit(topic, records, deliveries, dead, [], parked, [])
+
+    async def _commit(
+        self,
+        topic: str,
+        records: Sequence[Record],
+        deliveries: Mapping[str, tuple[Delivery, Record]],
+        unreadable: Sequence[tuple[Record, str | None, str]],
+        fresh: Sequence[str],
+        waiting: Sequence[tuple[str, str]],
+        acted: Sequence[Any],
+    ) -> None:
+        """The one transaction."""
+        parked, dead = list(waiting), list(unreadable)
         identities = {id(delivery): identity for identity, (delivery, _) in deliveries.items()}
         async with self.ledger.transaction() as tx:
             if fresh:
-                await tx.fetch("delivery_apply", worker=self.worker, ids=sorted(fresh))
-            for handler, one in zip(handlers, acted, strict=True):
+                rows = await tx.fetch("delivery_apply", worker=self.worker, ids=sorted(fresh))
+                if len(rows) < len(fresh):
+                    raise _OvertakenError
+            for handler, one in zip(self._handlers[topic], acted, strict=bool(fresh)):
                 for refused in await handler.commit(one, tx) or ():
                     self._sort_refused(refused, identities, deliveries, parked, dead)
             if parked:
@@ -278,7 +304,7 @@ class DeliveryHost:
     async def _bury(self, tx: Tx, dead: Sequence[tuple[Record, str | None, str]]) -> None:
         at = self._clock()
         records = [record for record, _, _ in dead]
-        await tx.execute(
+        rows = await tx.fetch(
             "delivery_dead",
             worker=self.worker,
             ids=[_uuid(identity) for _, identity, _ in dead],
@@ -298,6 +324,7 @@ class DeliveryHost:
                 at=at,
             )
             for one, identity, reason in dead
+            if (one.topic, one.partition, one.offset) in rows  # else it was said before
         ]
         await emit(tx, self.worker, letters, at=at, topic=topics.DEAD_LETTER)
 
@@ -314,8 +341,12 @@ class DeliveryHost:
         )
 
     async def _clear(self, records: Sequence[Record]) -> None:
-        positions = [(one.topic, one.partition, one.offset) for one in records]
-        cleared = [position for position in positions if position in self._suspects]
+        # What is quarantined stays known, should it be delivered once more.
+        cleared = [
+            position
+            for one in records
+            if 0 < self._suspects.get(position := (one.topic, one.partition, one.offset), 0) < CRASHES
+        ]
         if not cleared:
             return
         names, partitions, offsets = map(list, zip(*cleared, strict=True))
@@ -348,7 +379,7 @@ class DeliveryHost:
         """Try parked events whose time has come, each on its own; how many were due."""
         async with self.ledger.transaction() as tx:
             rows = await tx.fetch("retry_due", worker=self.worker, limit=64)
-        for event_id, _scope, topic, partition, offset, sealed, attempts in rows:
+        for event_id, topic, partition, offset, sealed, attempts, _seq in sorted(rows, key=itemgetter(-1)):
             record = self._parking.open(topic, partition, offset, sealed)
             await self._retry(event_id, record, attempts)
         if rows:
@@ -361,16 +392,22 @@ class DeliveryHost:
             record.topic, record.partition, record.offset, from_kafka(record.key, record.value, record.headers)
         )
         reason = "retryable"
+        if attempts > ATTEMPTS:  # the last one killed the worker
+            async with self.ledger.transaction() as tx:
+                await tx.execute("retry_done", worker=self.worker, ids=[event_id])
+                await self._bury(tx, [(record, delivery.event.id, "poison")])
+            return
         try:
             acted = [await handler.act([delivery]) for handler in self._handlers[record.topic]]
             async with self.ledger.transaction() as tx:
+                if not await tx.execute("retry_done", worker=self.worker, ids=[event_id]):
+                    return  # another worker's by now
                 refused: list[Refused] = []
                 for handler, one in zip(self._handlers[record.topic], acted, strict=True):
                     refused += await handler.commit(one, tx) or ()
                 waits = [one for one in refused if one.later]
                 if not waits:
                     await tx.fetch("delivery_apply", worker=self.worker, ids=[event_id])
-                    await tx.execute("retry_done", worker=self.worker, ids=[event_id])
                     if refused:
                         await self._bury(tx, [(record, delivery.event.id, refused[0].code)])
                     return
@@ -378,7 +415,7 @@ class DeliveryHost:
                 raise Retryable  # noqa: TRY301 - rolls the transaction back, whatever else the handlers did
         except (Retryable, FencedOff):
             async with self.ledger.transaction() as tx:
-                if attempts + 1 >= ATTEMPTS:
+                if attempts >= ATTEMPTS:
                     await tx.execute("retry_done", worker=self.worker, ids=[event_id])
                     await self._bury(tx, [(record, delivery.event.id, reason)])
                 else:

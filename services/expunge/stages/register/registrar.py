@@ -32,6 +32,12 @@ PURPOSES: Final = 62
 _IMAGE_COLUMNS: Final = (
     "image", "batch", "line", "adds", "source", "key", "subjects", "digest", "acquired_on", "refused",
 )  # fmt: skip
+_STAGING: Final = (
+    "register_stage_images", "register_stage_artifacts", "register_stage_settled", "register_stage_leaves",
+)  # fmt: skip
+_INSERTS: Final = (
+    "register_images", "register_subjects", "register_stores", "register_units", "register_artifacts",
+)  # fmt: skip
 _ARTIFACT_COLUMNS: Final = ("image", "kind", "store", "unit", "locator", "purposes", "digest")
 
 
@@ -126,8 +132,8 @@ class Registrar:
         await tx.execute("register_lock")
         suppressed = Suppressed(self._suppression_key, self._digests)
         await suppressed.open(tx)
-        for table in ("images", "artifacts", "settled", "leaves"):
-            await tx.execute(f"register_stage_{table}")
+        for query in _STAGING:
+            await tx.execute(query)
         return Load(tx, suppressed, await Purposes.read(tx), self._keys, self._signer)
 
 
@@ -213,8 +219,8 @@ class Load:
         await tx.execute("register_conflicting_artifacts")
         await self._give_ordinals()
         await tx.execute("register_analyze_settled")
-        for query in ("images", "subjects", "stores", "units", "artifacts"):
-            await tx.execute(f"register_{query}")
+        for query in _INSERTS:
+            await tx.execute(query)
         codes = {number: Counter(counts) for number, counts in self._refused.items()}
         for batch, code, count in await tx.fetch("register_refused"):
             codes.setdefault(batch, Counter())[code] += count

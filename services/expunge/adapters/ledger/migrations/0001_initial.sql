@@ -137,7 +137,8 @@ create table exclusion (
 -- Projection of the suppression journal (which lives outside Postgres and its backups).
 create table suppressed_subject (
     mac       bytea primary key,             -- over (subject_ref, purpose) or (subject_ref, '*')
-    lifted_at timestamptz
+    at        timestamptz not null default clock_timestamp(),  -- when the last request that suppresses was issued
+    lifted_at timestamptz                    -- when the consent that lifts it was issued: later than `at`
 );
 create table suppressed_page (               -- MACs of content digests and locators, 32 bytes each, packed
     page_no bigint generated always as identity primary key,
@@ -187,6 +188,7 @@ create table request (
 create index request_open on request (class, seq) where state = 'accepted';
 create index request_subject on request (subject_ref) where subject_ref is not null;
 create index request_sweep on request (sweep_id);
+create index request_held on request (request_id) where state = 'held';
 create index request_moved on request (moved_at) where state not in ('completed', 'rejected', 'cancelled', 'void');
 
 create table approval (
@@ -221,6 +223,7 @@ create table sweep (
     approved_index bigint,                   -- of the scope-approved statement
     file_digest    bytea not null,
     ordinals       bytea not null,           -- Roaring: every image any request of the sweep touches
+    last_artifact  bigint not null default 281474976710655,  -- no artifact of the sweep has a higher id
     rounds         integer not null default 0,
     taint          text not null default 'waiting',   -- waiting | ordered | resolved
     sealed_at      timestamptz not null,

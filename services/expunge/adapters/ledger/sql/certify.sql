@@ -1,7 +1,7 @@
 -- Stage certify: which requests are done, their certificates, and the rows that go last.
 
 -- name: certify_sweeps
-select s.sweep_id, s.class, s.state, s.bucket, s.requests, s.trees, s.scope_digest, s.rounds, s.taint,
+select s.sweep_id, s.class, s.last_artifact, s.bucket, s.requests, s.trees, s.scope_digest, s.rounds, s.taint,
        not exists (select from work w where w.sweep_id = s.sweep_id and w.step <> 'done')
 from sweep s where s.sweep_id = any(%(ids)s::uuid[]) and s.state in ('published', 'done') order by s.sweep_id for update
 
@@ -50,7 +50,7 @@ where a.ordinal = t.ordinal and a.artifact_id = t.artifact_id
 
 -- name: certify_drop_artifact_ranges
 delete from artifact a using unnest(%(first)s::bigint[], %(end)s::bigint[]) as r(lo, hi)
-where a.ordinal >= r.lo and a.ordinal < r.hi
+where a.ordinal >= r.lo and a.ordinal < r.hi and a.artifact_id <= %(last)s
 
 -- name: certify_drop_images
 delete from image i using unnest(%(first)s::bigint[], %(end)s::bigint[]) as r(lo, hi)
@@ -60,13 +60,20 @@ returning i.ordinal, i.source_no
 -- name: certify_drop_image_ranges
 with gone as (
     delete from image i using unnest(%(first)s::bigint[], %(end)s::bigint[]) as r(lo, hi)
-    where i.ordinal >= r.lo and i.ordinal < r.hi returning i.ordinal, i.source_no
+    where i.ordinal >= r.lo and i.ordinal < r.hi and not exists (select from artifact a where a.ordinal = i.ordinal)
+    returning i.ordinal, i.source_no
 )
 select source_no, string_agg(int8send(ordinal), ''::bytea) from gone group by source_no
 
 -- name: certify_drop_subjects
 delete from image_subject x using unnest(%(first)s::bigint[], %(end)s::bigint[]) as r(lo, hi)
 where x.ordinal >= r.lo and x.ordinal < r.hi and not exists (select from image i where i.ordinal = x.ordinal)
+
+-- Consents of people who asked, and of whom nothing is left.
+-- name: certify_drop_consents
+delete from consent c using request r
+where r.request_id = any(%(ids)s::uuid[]) and c.subject_ref = r.subject_ref
+  and not exists (select from image_subject x where x.subject_ref = r.subject_ref)
 
 -- name: certify_tombstone
 insert into tombstone (sweep_id, source_no, images, bitmap)

@@ -42,7 +42,7 @@ where o.sweep_id = t.sweep_id and o.tree = t.tree and o.chunk = t.chunk and o.st
 select w.sweep_id, w.tree, w.first_chunk, w.end_chunk, w.step, w.attempt
 from work w join (select unnest(%(sweeps)s::uuid[]) s, unnest(%(trees)s::smallint[]) t, unnest(%(first)s::integer[]) f) x
   on w.sweep_id = x.s and w.tree = x.t and w.first_chunk = x.f
-for update of w
+order by w.sweep_id, w.tree, w.first_chunk for update of w
 
 -- name: dispatch_absence
 select chunk, outcomes from outcome
@@ -51,7 +51,7 @@ order by chunk, attempt
 
 -- name: dispatch_advance
 update work w set step = t.step, attempt = t.attempt, ordered_at = clock_timestamp(),
-    not_before = clock_timestamp() + make_interval(secs => t.delay)
+    not_before = case when t.delay > 0 then clock_timestamp() + make_interval(secs => t.delay) end
 from unnest(%(sweeps)s::uuid[], %(trees)s::smallint[], %(first)s::integer[], %(steps)s::text[], %(attempts)s::integer[], %(delays)s::float8[])
      as t(sweep_id, tree, first, step, attempt, delay)
 where w.sweep_id = t.sweep_id and w.tree = t.tree and w.first_chunk = t.first
@@ -66,7 +66,7 @@ order by ordered_at limit 256 for update skip locked
 
 -- name: dispatch_due
 select sweep_id, tree, first_chunk, end_chunk, step, attempt from work
-where step = 'erase' and attempt > 0 and not_before <= clock_timestamp() and not_before > ordered_at
+where step = 'erase' and attempt > 0 and not_before <= clock_timestamp()
 limit 256 for update skip locked
 
 -- name: dispatch_expired
@@ -75,4 +75,25 @@ where state = 'awaiting-approval' and approved_index is null and expires_at < %(
 
 -- name: dispatch_void
 with gone as (update sweep set state = 'void' where sweep_id = %(sweep_id)s)
-update request set state = 'void', moved_at = clock_timestamp() where sweep_id = %(sweep_id)s
+update request set state = 'void', moved_at = clock_timestamp() where sweep_id = %(sweep_id)s and state = 'planned'
+
+-- Requests that a hold kept, whose images no hold keeps any more: to be planned again. Orders are looked at one by one.
+-- name: dispatch_wake_people
+update request r set state = 'accepted', sweep_id = null, leaf = null, data_result = null, data_round = null,
+    moved_at = clock_timestamp()
+where r.state = 'held' and r.subject_ref is not null and not exists (
+    select from hold h where h.released_at is null and (h.until is null or h.until > %(at)s) and (
+        h.subject_ref = r.subject_ref
+        or exists (select from image_subject mine join image_subject theirs using (ordinal)
+                   where mine.subject_ref = r.subject_ref and theirs.subject_ref = h.subject_ref)
+        or exists (select from image_subject mine join image i using (ordinal)
+                   where mine.subject_ref = r.subject_ref and i.source_no = h.source_no)))
+
+-- name: dispatch_held_orders
+select r.request_id, s.ordinals from request r join sweep s using (sweep_id)
+where r.state = 'held' and r.subject_ref is null
+
+-- name: dispatch_wake
+update request set state = 'accepted', sweep_id = null, leaf = null, data_result = null, data_round = null,
+    moved_at = clock_timestamp()
+where request_id = any(%(ids)s::uuid[]) and state = 'held'

@@ -1,7 +1,7 @@
 -- Stage intake: requests as they come.
 
 -- name: intake_keys
-select key_id, role, public, scope, valid_from, valid_to from trusted_key
+select key_id, role, name, public, scope, valid_from, valid_to from trusted_key
 
 -- name: intake_purposes
 select bit, name from purpose
@@ -16,12 +16,22 @@ where key_id = any(%(keys)s::text[]) and accepted_at > %(at)s - interval '1 day'
 -- name: intake_lock
 select pg_advisory_xact_lock(1163415637)
 
+-- Plans hold this shared: a hold comes before what they seal, or finds it sealed.
+-- name: intake_plan_lock
+select pg_advisory_xact_lock(1163415639)
+
+-- name: intake_suppressed
+select mac, at, lifted_at from suppressed_subject where mac = any(%(macs)s::bytea[])
+
+-- The times of issue decide, not the order of arrival: what was issued last counts, suppression where both were at once.
 -- name: intake_suppress
-insert into suppressed_subject (mac) select unnest(%(macs)s::bytea[])
-on conflict (mac) do update set lifted_at = null
+insert into suppressed_subject as s (mac, at) select * from unnest(%(macs)s::bytea[], %(at)s::timestamptz[])
+on conflict (mac) do update set at = greatest(s.at, excluded.at),
+    lifted_at = case when s.lifted_at > excluded.at then s.lifted_at end
 
 -- name: intake_lift
-update suppressed_subject set lifted_at = %(at)s where mac = any(%(macs)s::bytea[]) and lifted_at is null
+update suppressed_subject s set lifted_at = t.at from unnest(%(macs)s::bytea[], %(at)s::timestamptz[]) as t(mac, at)
+where s.mac = t.mac and t.at > s.at and t.at > coalesce(s.lifted_at, s.at)
 
 -- name: intake_consent
 insert into consent (event_id, subject_ref, purposes, given, at)
@@ -67,13 +77,7 @@ select string_agg(int8send(ordinal), ''::bytea) from image_subject where subject
 select string_agg(int8send(ordinal), ''::bytea) from image where source_no = %(source_no)s
 
 -- name: intake_release
-update hold set released_at = %(at)s where hold_id = %(hold_id)s and released_at is null returning subject_ref, source_no
-
--- name: intake_release_waiting
-update request r set state = 'accepted', sweep_id = null, leaf = null, data_result = null, moved_at = clock_timestamp()
-where r.state = 'held' and (%(subject)s::text is null or r.subject_ref = %(subject)s)
-  and not exists (
-    select from hold h where h.subject_ref = r.subject_ref and h.released_at is null and (h.until is null or h.until > %(at)s))
+update hold set released_at = coalesce(released_at, %(at)s) where hold_id = %(hold_id)s
 
 -- name: intake_open_sweeps
 select s.sweep_id, s.bucket, s.ordinals from sweep s where s.state in ('sealed', 'awaiting-approval', 'published') for update
@@ -86,14 +90,21 @@ insert into excluded (sweep_id, tree, reason, cause, indices)
 values (%(sweep_id)s, %(tree)s, %(reason)s, %(cause)s, %(indices)s) on conflict do nothing
 
 -- name: intake_cancel
-select r.state, r.sweep_id, r.leaf, s.bucket, s.state, r.class from request r left join sweep s using (sweep_id)
-where r.request_id = %(request_id)s for update of r
+select state, sweep_id, leaf from request where request_id = %(request_id)s for update
+
+-- Executors hold it shared in their intent transaction.
+-- name: intake_lock_sweep
+select bucket, state, class, scope_digest from sweep where sweep_id = %(sweep_id)s for update
+
+-- name: intake_void_sweep
+update sweep set state = 'void', moved_at = clock_timestamp() where sweep_id = %(sweep_id)s
 
 -- name: intake_cancelled
 update request set state = 'cancelled', moved_at = clock_timestamp() where request_id = %(request_id)s
 
 -- name: intake_approving
-select r.key_id, r.sweep_id, s.scope_digest, s.state from request r left join sweep s using (sweep_id)
+select k.name, r.sweep_id, s.scope_digest, s.state
+from request r join trusted_key k using (key_id) left join sweep s using (sweep_id)
 where r.request_id = %(request_id)s and r.state in ('accepted', 'planned') for update of r
 
 -- name: intake_approve
@@ -101,7 +112,8 @@ insert into approval (request_id, key_id, scope_root, at)
 values (%(request_id)s, %(key_id)s, %(scope_root)s, %(at)s) on conflict do nothing
 
 -- name: intake_approvers
-select key_id from approval where request_id = %(request_id)s and scope_root = %(scope_root)s order by key_id
+select min(a.key_id) from approval a join trusted_key k using (key_id)
+where a.request_id = %(request_id)s and a.scope_root = %(scope_root)s group by k.name order by 1
 
 -- name: intake_approved
 update sweep set approved_index = %(index)s, moved_at = clock_timestamp()

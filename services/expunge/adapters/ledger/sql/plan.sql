@@ -1,5 +1,9 @@
 -- Stage plan: claim accepted requests, resolve their artifacts in physical order, packed.
 
+-- Intake takes it alone to place a hold: the hold comes before what is sealed, or finds it sealed.
+-- name: plan_lock
+select pg_advisory_xact_lock_shared(1163415639)
+
 -- name: plan_claim_people
 select request_id, subject_ref, purposes, body_digest, bucket from request
 where class = 'people' and state = 'accepted' order by seq limit %(limit)s for update skip locked
@@ -67,6 +71,10 @@ select kind, store_no, page from plan_page order by 1, 2, 3
 select kind, store_no, page, ids, ordinals, units, purposes, digests, locators from plan_page
 where kind = %(kind)s and store_no = %(store_no)s and page = %(page)s
 
+-- name: plan_image_digests
+select string_agg(i.digest, ''::bytea)
+from unnest(%(first)s::bigint[], %(end)s::bigint[]) as r(lo, hi) join image i on i.ordinal >= r.lo and i.ordinal < r.hi
+
 -- name: plan_stores
 select store_no, name from store
 
@@ -87,7 +95,7 @@ from hold h join ordinal_block b using (source_no)
 where h.released_at is null and (h.until is null or h.until > %(at)s)
 
 -- name: plan_overlapping
-select sweep_id, bucket, ordinals from sweep where state = 'published'
+select sweep_id, bucket, ordinals from sweep where state in ('sealed', 'awaiting-approval', 'published')
 
 -- name: plan_tombstones
 select t.bitmap from tombstone t join source s using (source_no)
@@ -106,9 +114,9 @@ insert into suppressed_page (macs) values (%(macs)s)
 
 -- name: plan_put_sweep
 insert into sweep (sweep_id, class, state, bucket, requests, images, leaves, trees, scope_digest, scope_envelope, scope_index,
-                   file_digest, ordinals, sealed_at, expires_at)
+                   file_digest, ordinals, last_artifact, sealed_at, expires_at)
 values (%(sweep_id)s, %(class)s, 'sealed', %(bucket)s, %(requests)s, %(images)s, %(leaves)s, %(trees)s, %(scope_digest)s,
-        %(scope_envelope)s, %(scope_index)s, %(file_digest)s, %(ordinals)s, %(at)s, %(expires_at)s)
+        %(scope_envelope)s, %(scope_index)s, %(file_digest)s, %(ordinals)s, %(last_artifact)s, %(at)s, %(expires_at)s)
 
 -- name: plan_put_work
 insert into work (sweep_id, tree, first_chunk, end_chunk, step)

@@ -49,7 +49,7 @@ select topic, partition, next_offset from consumer_offset where worker = %(worke
 insert into dead_letter (worker, event_id, topic, partition, "offset", reason, sealed)
 select %(worker)s, * from unnest(
     %(ids)s::text[], %(topics)s::text[], %(partitions)s::integer[], %(offsets)s::bigint[], %(reasons)s::text[], %(sealed)s::bytea[]
-) on conflict do nothing
+) on conflict do nothing returning topic, partition, "offset"
 
 -- name: retry_put
 insert into retry (worker, event_id, scope, topic, partition, "offset", sealed, reason, not_before)
@@ -64,17 +64,21 @@ on conflict do nothing
 -- name: retry_scopes
 select distinct scope from retry where worker = %(worker)s and scope = any(%(scopes)s::text[])
 
+-- The attempt counts, and the next one waits, before it is made: so a crash counts too, and no other worker tries at once.
 -- name: retry_due
-select event_id, scope, topic, partition, "offset", sealed, attempts from retry r
-where worker = %(worker)s and not_before <= clock_timestamp()
-  and not exists (select from retry e where e.worker = r.worker and e.scope = r.scope and e.seq < r.seq)
-order by seq limit %(limit)s
-for update skip locked
+with due as (
+    select event_id from retry r
+    where worker = %(worker)s and not_before <= clock_timestamp()
+      and not exists (select from retry e where e.worker = r.worker and e.scope = r.scope and e.seq < r.seq)
+    order by seq limit %(limit)s for update skip locked
+)
+update retry r set attempts = attempts + 1,
+    not_before = clock_timestamp() + make_interval(secs => least(900, 0.25 * power(4, attempts)) * (0.5 + random() / 2))
+from due where r.worker = %(worker)s and r.event_id = due.event_id
+returning r.event_id, r.topic, r.partition, r."offset", r.sealed, r.attempts, r.seq
 
 -- name: retry_again
-update retry set attempts = attempts + 1, reason = %(reason)s,
-    not_before = clock_timestamp() + make_interval(secs => least(900, 0.25 * power(4, attempts)) * (0.5 + random() / 2))
-where worker = %(worker)s and event_id = %(id)s
+update retry set reason = %(reason)s where worker = %(worker)s and event_id = %(id)s
 
 -- name: retry_done
 delete from retry where worker = %(worker)s and event_id = any(%(ids)s::text[])
