@@ -306,9 +306,11 @@ class Deployment:
 
     async def _skip_waits(self) -> bool:
         """Bring about the time that something waits for; whether anything did."""
-        self.sql("update retry set not_before = clock_timestamp() - interval '1 s'")
-        self.sql("update task set not_before = clock_timestamp() - interval '1 s' where done_at is null")
-        self.sql("update work set not_before = clock_timestamp() where not_before > clock_timestamp()")
+        past = "not_before = clock_timestamp() - interval '1 s'"
+        self.sql(
+            f"with a as (update retry set {past}), b as (update task set {past} where done_at is null)"
+            f" update work set {past} where not_before > clock_timestamp()"
+        )
         moved = False
         for worker, host in self.hosts.items():
             moved |= worker in self.only and bool(await host.retry_due())

@@ -33,8 +33,6 @@ FILE_BYTES: Final = 512
 UNIT_FILES: Final = 1_000
 PER_PERSON: Final = 10
 """Images, and vectors, of each person."""
-SURVIVORS: Final = 1 << 30
-"""Ids of the vectors that stay start here, beyond any image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +79,7 @@ class Corpus:
             os.close(fd)
         drawn = np.random.default_rng(self.images)
         index = faiss.IndexIDMap2(faiss.IndexFlatL2(DIMENSIONS))
-        for start, count in ((0, self.images), (SURVIVORS, self.others)):
+        for start, count in ((0, self.images), (self.images, self.others)):
             if count:
                 vectors = drawn.standard_normal((count, DIMENSIONS), dtype=np.float32)
                 index.add_with_ids(vectors, np.arange(start, start + count, dtype=np.int64))

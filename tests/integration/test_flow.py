@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -68,10 +69,7 @@ async def test_a_person_is_deleted_from_every_store_and_the_certificate_verifies
     summary = (await world.verify(asked)).verified()
     assert summary.result == "complete"
     assert {(one.store, one.absent, one.level) for one in summary.stores} == {
-        (PHOTOS, 4, Level.UNREACHABLE),
-        (THUMBS, 4, Level.UNREACHABLE),
-        (SHARDS, 4, Level.FILE_ABSENT),
-        (FACES, 4, Level.FILE_ABSENT),
+        (store, 4, Level.FILE_ABSENT) for store in STORES
     }
     (issued,) = world.said(events.CertificateIssued, asked)
     assert (issued.provision, issued.result) == (Provision.DATA, events.Result.COMPLETE)
@@ -105,7 +103,7 @@ async def test_withdrawing_training_keeps_the_account_and_taints_the_models(worl
     assert world.left(SHARDS) == world.left(FACES) == of(2)
     assert (world.state(asked), world.result(asked)) == ("data-certified", "complete")
     summary = (await world.verify(asked)).verified()
-    assert summary.retained == {"account": 8}
+    assert summary.retained == {"account": 4}  # the thumbnails never were for training
     assert [(one.model, one.resolution) for one in summary.models] == [("face@1", "open")]
     assert world.sql("select images from exclusion") == [(4,)]
     assert len(world.said(events.ModelTainted)) == 1
@@ -153,7 +151,7 @@ async def test_an_order_needs_two_different_approvers_of_its_exact_scope(world: 
     assert world.state(order) == "completed"
     assert world.left(PHOTOS) == set()
     (await world.verify(order)).verified()
-    late = world.approval(order)
+    late = world.approval(order, "0" * 64)
     await world.take(late, by=BOB)
     assert world.codes(late) == ["not-awaiting-approval"]
 
@@ -188,8 +186,8 @@ async def test_an_unapproved_scope_expires_with_a_statement(world: Deployment) -
     late = world.approval(order, root)
     await world.take(late, by=BOB)
     await world.settle()
+    assert world.codes(late) == ["not-awaiting-approval"]
     assert world.left(PHOTOS) == of(1)
-    assert world.letters() == ["unknown-request"]
 
 
 async def test_a_hold_before_intent_keeps_everything_and_release_finishes_the_request(world: Deployment) -> None:
@@ -217,8 +215,7 @@ async def test_a_hold_before_intent_keeps_everything_and_release_finishes_the_re
 @pytest.mark.parametrize("released", [True, False])
 async def test_a_hold_that_was_there_first_keeps_a_request_waiting(world: Deployment, released: bool) -> None:  # noqa: FBT001 - a case
     await world.seed(*album(1))
-    hold = world.hold(on_hold(1), until=world.clock.now.replace(microsecond=0) + (world.clock.now - world.clock.now))
-    hold = hold.model_copy(update={"until": hold.issued_at.replace(year=hold.issued_at.year + 1)})
+    hold = world.hold(on_hold(1), until=world.clock.now + timedelta(days=365))
     asked = world.deletion(1)
     await carried_out(world, hold, asked)
     assert world.state(asked) == "held"
@@ -327,7 +324,8 @@ async def test_a_sweep_of_which_all_was_cancelled_ends(world: Deployment) -> Non
     await world.seed(*album(1))
     asked = world.deletion(1)
     world.only = BEFORE_INTENT
-    await carried_out(world, asked, world.cancel(asked))
+    await carried_out(world, asked)
+    await world.take(world.cancel(asked))
     world.only = frozenset(WORKERS)
     await world.settle()
     assert world.left(PHOTOS) == of(1)

@@ -84,9 +84,13 @@ class Connection:
         if not self.audience:
             raise Misconfigured("EXPUNGE_AUDIENCE: expected the deployment's name, here or as --audience")
         from expunge.cli.keyfile import read_key
+        from expunge.cli.topics import expect_answer
+
+        key = read_key(self.key)
+        expect_answer(self.kafka)
         from expunge.client import Publisher
 
-        with Publisher(self.kafka, read_key(self.key), self.audience, "cli") as publisher:
+        with Publisher(self.kafka, key, self.audience, "cli") as publisher:
             yield publisher
 
 

@@ -1,16 +1,38 @@
-"""Creating Expunge's topics on any broker."""
+"""Kafka as the command line meets it: whether it answers, and creating Expunge's topics."""
 
 from __future__ import annotations
+
+import socket
+from typing import Final
 
 from kafka import KafkaAdminClient
 from kafka.errors import KafkaError, TopicAlreadyExistsError
 
-from expunge.domain.errors import Retryable
+from expunge.domain.errors import Misconfigured, Retryable
 from expunge.domain.topics import TOPICS
+
+ANSWER_SECONDS: Final = 5.0
+"""How long a command waits for a broker: the client's own half a minute is long for a person."""
+
+
+def expect_answer(bootstrap: str) -> None:
+    """Raises `Retryable` unless one of the bootstrap servers takes a connection, `Misconfigured` for what is no list of
+    servers."""
+    for server in bootstrap.split(","):
+        host, colon, port = server.strip().rpartition(":")
+        if not colon or not port.isdecimal():
+            raise Misconfigured("EXPUNGE_KAFKA: expected host:port[,host:port...]")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
+        except (OSError, OverflowError):
+            continue
+        return
+    raise Retryable("expected a broker at EXPUNGE_KAFKA to answer, none does")
 
 
 def create_topics(bootstrap: str, replication: int) -> list[str]:
     """Create what is missing; its names. Topics that exist stay as they are: partitions never change."""
+    expect_answer(bootstrap)
     made = []
     try:
         admin = KafkaAdminClient(bootstrap_servers=bootstrap)

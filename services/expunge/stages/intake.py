@@ -506,6 +506,9 @@ class Intake:
         if not rows or rows[0][1] is None:
             raise Rejected("unknown-request", "expected a request whose scope is sealed")
         ((publisher, sweep_id, scope_digest, state),) = rows
+        named = {"request_id": request_id, "key_id": one.key_id, "scope_root": bytes.fromhex(approval.scope_root)}
+        if await tx.fetch("intake_approved_before", **named):
+            return
         if state not in {SweepState.SEALED, SweepState.AWAITING_APPROVAL}:
             raise Rejected("not-awaiting-approval", "expected a scope that awaits approval")
         if bytes.fromhex(approval.scope_root) != scope_digest:

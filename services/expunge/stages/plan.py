@@ -14,6 +14,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
+from itertools import pairwise
 from typing import Any, Final, cast
 from uuid import UUID
 
@@ -552,7 +553,7 @@ def _claims(
         columns[f"indices/{tree.number}"] = packed
         columns[f"offsets/{tree.number}"] = offsets.astype("<u8").tobytes()
         bounds = offsets.tolist()
-        for one, (lo, hi) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+        for one, (lo, hi) in enumerate(pairwise(bounds)):
             if hi > lo:
                 digest = hashlib.sha256(packed[lo * 4 : hi * 4]).hexdigest()
                 bodies[one].append({"tree": tree.number, "leaves": hi - lo, "indices": digest})

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import structlog
@@ -17,6 +18,7 @@ from expunge import metrics
 from expunge.domain.errors import Retryable
 from expunge.settings import Settings
 from expunge.wiring import Background, build_worker
+from expunge.workers.delivery import DeliveryHost
 
 COMMITTED_SECONDS = 5.0
 
@@ -44,48 +46,58 @@ def run_worker(name: str, settings: Settings) -> None:
     directory = settings.data / "workers" / f"{name}-{settings.instance}"
     ready = asyncio.Event()
 
-    async def is_ready() -> bool:
-        if not ready.is_set():
-            return False
-        try:
-            async with asyncio.timeout(5), worker.host.ledger.transaction() as tx:
-                await tx.fetch("ready")
-        except (Retryable, TimeoutError):
-            return False
-        return True
-
     async def start() -> None:
         await worker.start()
-        health = Health(ready=is_ready, progress=lambda: worker.host.progress, waiting=lambda: False)
+        health = Health(
+            ready=lambda: _answers(worker.host, ready),
+            progress=lambda: worker.host.progress,
+            waiting=lambda: bool(worker.host.topics) and agent.lag(app) > 0,
+        )
         runner = await serve(health, host=settings.metrics_host, port=settings.metrics_port)
         _announce(directory, name, runner)
         ready.set()
-
-    async def watch_commits() -> None:
-        while True:
-            await asyncio.sleep(COMMITTED_SECONDS)
-            async with worker.host.ledger.transaction() as tx:
-                handled = {
-                    (topic, partition): offset
-                    for topic, partition, offset in await tx.fetch("delivery_positions", worker=name)
-                }
-            above = dict.fromkeys(worker.host.topics, 0)
-            for (topic, partition), offset in agent.committed_offsets(app).items():
-                if topic in above:
-                    above[topic] += max(0, offset - handled.get((topic, partition), 0))
-            for topic, count in above.items():
-                metrics.COMMITTED_ABOVE_HANDLED.labels(name, topic).set(count)
 
     background = list(worker.background)
     if not worker.host.topics:
         asyncio.run(_without_topics(start, background))
         return
-    background.append(watch_commits)
+    background.append(_watching(worker.host, lambda: agent.committed_offsets(app)))
     app = agent.build_app(
         worker.host, bootstrap=settings.kafka, instance=f"{name}-{settings.instance}", directory=directory, start=start,
         background=background,
     )  # fmt: skip
     agent.run(app)
+
+
+async def _answers(host: DeliveryHost, started: asyncio.Event) -> bool:
+    """Whether a worker can take work: it has started and its database answers."""
+    if not started.is_set():
+        return False
+    try:
+        async with asyncio.timeout(5), host.ledger.transaction() as tx:
+            await tx.fetch("ready")
+    except (Retryable, TimeoutError):
+        return False
+    return True
+
+
+def _watching(host: DeliveryHost, committed: Callable[[], Mapping[tuple[str, int], int]]) -> Background:
+    """Compare what Kafka holds committed with what Postgres holds handled: committed beyond handled is a loss."""
+
+    async def watch() -> None:
+        while True:
+            await asyncio.sleep(COMMITTED_SECONDS)
+            async with host.ledger.transaction() as tx:
+                rows = await tx.fetch("delivery_positions", worker=host.worker)
+            handled = {(topic, partition): offset for topic, partition, offset in rows}
+            above = dict.fromkeys(host.topics, 0)
+            for (topic, partition), offset in committed().items():
+                if topic in above:
+                    above[topic] += max(0, offset - handled.get((topic, partition), 0))
+            for topic, count in above.items():
+                metrics.COMMITTED_ABOVE_HANDLED.labels(host.worker, topic).set(count)
+
+    return watch
 
 
 async def _without_topics(start: Background, background: list[Background]) -> None:

@@ -109,6 +109,20 @@ def committed_offsets(app: faust.App) -> dict[tuple[str, int], int]:
     return {(tp.topic, tp.partition): offset for tp, offset in known.items() if offset is not None}
 
 
+def lag(app: faust.App) -> int:
+    """Messages that Kafka has for this worker and that are not committed, as far as Faust knows."""
+    consumer = getattr(app, "consumer", None)
+    if consumer is None:
+        return 0
+    committed = getattr(consumer, "_committed_offset", None) or {}
+    behind = 0
+    for tp in consumer.assignment():
+        high = consumer.highwater(tp)
+        if high:
+            behind += max(0, high - (committed.get(tp) or 0))
+    return behind
+
+
 def run(app: faust.App, *, loglevel: str = "warn") -> None:
     """Run until SIGTERM or SIGINT; exits the process: 0 after a clean stop, 1 after a crash."""
     worker = faust.Worker(app, loglevel=loglevel, redirect_stdouts=False, quiet=True)

@@ -255,7 +255,7 @@ class DeliveryHost:
                 await self._bury(tx, dead)
             await self._offsets(tx, records)
         metrics.DELIVERIES.labels(self.worker, topic, "handled").inc(len(fresh))
-        metrics.DELIVERIES.labels(self.worker, topic, "duplicate").inc(len(deliveries) - len(fresh) - len(parked))
+        metrics.DELIVERIES.labels(self.worker, topic, "duplicate").inc(len(deliveries) - len(fresh) - len(waiting))
         metrics.DELIVERIES.labels(self.worker, topic, "parked").inc(len(parked))
         metrics.DELIVERIES.labels(self.worker, topic, "dead").inc(len(dead))
 

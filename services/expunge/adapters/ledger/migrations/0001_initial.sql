@@ -196,7 +196,7 @@ create table approval (
     key_id     text not null,
     scope_root bytea not null,
     at         timestamptz not null,
-    primary key (request_id, key_id)
+    primary key (request_id, key_id, scope_root)   -- what was held is planned and approved again
 );
 
 create table hold (

@@ -105,7 +105,10 @@ update request set state = 'cancelled', moved_at = clock_timestamp() where reque
 -- name: intake_approving
 select k.name, r.sweep_id, s.scope_digest, s.state
 from request r join trusted_key k using (key_id) left join sweep s using (sweep_id)
-where r.request_id = %(request_id)s and r.state in ('accepted', 'planned') for update of r
+where r.request_id = %(request_id)s for update of r
+
+-- name: intake_approved_before
+select from approval where request_id = %(request_id)s and key_id = %(key_id)s and scope_root = %(scope_root)s
 
 -- name: intake_approve
 insert into approval (request_id, key_id, scope_root, at)

@@ -18,7 +18,7 @@ join round r on r.sweep_id = c.sweep_id and r.round = c.round
 join request q on q.request_id = c.request_id
 join sweep s on s.sweep_id = c.sweep_id
 where c.request_id = %(request_id)s and c.provision = %(provision)s
-order by c.round desc limit 1
+order by r.log_index desc limit 1
 
 -- name: readside_checkpoint
 select size, note from log_checkpoint where note is not null order by size desc limit 1
