@@ -1,4 +1,4 @@
-"""All settings, read once from the environment (`EXPUNGE_...`) or secret files, passed down as plain values.
+"""All settings, read once from the environment (`EXPUNGE_...`), passed down as plain values.
 
 A wrong or unknown variable stops start-up and is named.
 """
@@ -25,7 +25,7 @@ PREFIX = "EXPUNGE_"
 class Settings(BaseSettings):
     """One deployment's settings. Paths are directories of this worker's machine or mounts."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", secrets_dir=None)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
 
     database: str = Field(description="PostgreSQL URI")
     kafka: str = Field(description="Kafka bootstrap servers, host:port[,host:port...]")
@@ -99,5 +99,5 @@ class Settings(BaseSettings):
         }
 
 
-EXTRA = {"EXPUNGE_PUBLISHER_KEY_FILE", "EXPUNGE_TEST_POSTGRES", "EXPUNGE_TEST_KAFKA", "EXPUNGE_MASTER_KEY_FILE"}
+EXTRA = {"EXPUNGE_PUBLISHER_KEY_FILE", "EXPUNGE_TEST_POSTGRES", "EXPUNGE_TEST_KAFKA"}
 """Variables with our prefix that are not settings of a worker."""

@@ -18,7 +18,6 @@ from tests.guards.sources import PACKAGE, Mentions, mentions, modules, stage_fil
 
 NOT_OF_THE_PIPELINE = {
     "DeadLettered": "said by the delivery host around every stage, not by a stage",
-    "ScopeSealed": "plan hands a sealed scope to prove and dispatch as a row; nothing emits this yet",
 }
 """Event classes that no stage takes or emits, and why they exist."""
 

@@ -152,7 +152,7 @@ def _setting_up(app: typer.Typer) -> None:
     ) -> None:
         if not kafka:
             raise Misconfigured("EXPUNGE_KAFKA: expected bootstrap servers, here or as --kafka")
-        from expunge.cli.topics import create_topics
+        from expunge.adapters.broker.topics import create_topics
 
         made = create_topics(kafka, replication)
         document({"created": made}) if as_json else say(f"{len(made)} topics created")

@@ -84,7 +84,7 @@ class Connection:
         if not self.audience:
             raise Misconfigured("EXPUNGE_AUDIENCE: expected the deployment's name, here or as --audience")
         from expunge.cli.keyfile import read_key
-        from expunge.cli.topics import expect_answer
+        from expunge.adapters.broker.topics import expect_answer
 
         key = read_key(self.key)
         expect_answer(self.kafka)

@@ -309,13 +309,6 @@ class ResidueFound(_Chunks):
     step: Literal[Step.ABSENCE]
 
 
-class ScopeSealed(Message):
-    """A sweep's scope is fixed, and its statement signed."""
-
-    type: Literal["expunge.sweep.scope-sealed.v1"] = "expunge.sweep.scope-sealed.v1"
-    sweep_id: Annotated[SweepId, UUID]
-
-
 class TaintOrdered(Message):
     """Find the models that a sweep's images are in, and settle their remedies."""
 
@@ -392,7 +385,6 @@ Event: TypeAlias = Annotated[
     | ArtifactsBlocked
     | AbsenceVerified
     | ResidueFound
-    | ScopeSealed
     | TaintOrdered
     | TaintResolved
     | SuccessorRefused
@@ -434,7 +426,7 @@ def partition_key(event: Event) -> str | None:
             return f"{event.sweep_id}/{event.tree}/{event.first_chunk}"
         case RequestRejected() | RequestAccepted() | ApprovalAwaited() | CertificateIssued() | RequestCompleted():
             return event.request_id
-        case ScopeSealed() | TaintOrdered() | TaintResolved():
+        case TaintOrdered() | TaintResolved():
             return event.sweep_id
         case Registered() | RegistrationRefused():
             return event.batch_id

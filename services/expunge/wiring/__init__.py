@@ -26,7 +26,7 @@ from expunge.adapters.stores.table import open_reader, open_store, rewrites_unit
 from expunge.chunks.scopes import Scopes
 from expunge.domain import statement
 from expunge.domain.errors import Misconfigured
-from expunge.domain.topics import TOPICS
+from expunge.domain.events import AuditPassed
 from expunge.domain.words import Role
 from expunge.pipeline import WORKERS
 from expunge.ports import Handler, Signer, Store
@@ -355,7 +355,8 @@ def _audit(deployment: Deployment) -> Callable[[DeliveryHost], Background]:
 
         async def run() -> None:
             while True:
-                await audit.run()
+                if isinstance(await audit.run(), AuditPassed):
+                    metrics.AUDIT_AT.set_to_current_time()
                 await host.publish_outbox()
                 host.progress += 1
                 await asyncio.sleep(deployment.settings.audit_seconds)
@@ -364,7 +365,3 @@ def _audit(deployment: Deployment) -> Callable[[DeliveryHost], Background]:
 
     return timer
 
-
-def topics() -> dict[str, int]:
-    """Every topic and its partitions."""
-    return {name: topic.partitions for name, topic in TOPICS.items()}

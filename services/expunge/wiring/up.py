@@ -22,13 +22,14 @@ from typing import Any, Self
 
 import psycopg
 
+from expunge.adapters.broker.topics import create_topics
 from expunge.adapters.ledger.postgres import migrate
 from expunge.domain.errors import ExpungeError
 from expunge.embedded.kafka import EmbeddedKafka
 from expunge.embedded.postgres import EmbeddedPostgres
 from expunge.pipeline import WORKERS
 from expunge.settings import Settings
-from expunge.wiring import Deployment, topics
+from expunge.wiring import Deployment
 
 START_SECONDS = 60.0
 STOP_SECONDS = 15.0
@@ -81,7 +82,7 @@ class Embedded:
         progress("Kafka is up")
         dsn = self.postgres.create_database("expunge")
         migrate(dsn)
-        self.kafka.create_topics(topics())
+        create_topics(self.kafka.bootstrap, replication=1)
         self.settings = Settings(
             database=dsn,
             kafka=self.kafka.bootstrap,

@@ -23,7 +23,10 @@ select class, extract(epoch from clock_timestamp() - min(accepted_at))::float8 f
 where state in ('accepted', 'planned', 'held') group by 1
 
 -- name: gauge_deadline
-select extract(epoch from min(due))::float8 from request where state in ('accepted', 'planned', 'held')
+select extract(epoch from least(
+    (select min(due) from request where state in ('accepted', 'planned')),
+    (select min(due) from taint where resolved_index is null)
+))::float8
 
 -- name: gauge_outbox
 select count(*)::float8 from outbox

@@ -28,6 +28,3 @@ where task_id = %(task_id)s and token = %(token)s and done_at is null
 -- name: task_finish
 update task set done_at = clock_timestamp(), lease_until = null, cursor = '{}'
 where task_id = %(task_id)s and token = %(token)s and done_at is null
-
--- name: task_counts
-select kind, count(*), min(not_before) from task where done_at is null group by kind

@@ -1,4 +1,4 @@
-"""Kafka as the command line meets it: whether it answers, and creating Expunge's topics."""
+"""Expunge's topics on a broker: whether it answers, and creating what is missing."""
 
 from __future__ import annotations
 
