@@ -16,6 +16,7 @@ from uuid import UUID
 from expunge.domain import bundle, certificate, dsse, merkle, note, statement
 from expunge.domain.bundle import Logged
 from expunge.domain.certificate import Certificate, Claim, Completed, ModelDue, Opening, OutcomeCount, TreeClaim
+from expunge.domain.leaf import LEAF_BYTES, nonces, pack_leaves
 from expunge.domain.limits import CHUNK_LEAVES
 from expunge.domain.statement import Chunk, Predicate, Scope, TreeScope
 from expunge.domain.trust import Trust, TrustedKey
@@ -123,6 +124,18 @@ Spoil = Callable[[Chunk], Chunk | None]
 """Changes a chunk statement before it is signed; None leaves it out."""
 
 
+def photo(tree: int, leaf: int) -> bytes:
+    """The bytes of an artifact."""
+    return f"artifact {leaf} of tree {tree}".encode()
+
+
+def artifact_leaves(tree: int, count: int) -> bytes:
+    """Real leaves: artifact ids are dense, digests those of `photo`."""
+    ids = b"".join((1_000_000 * tree + leaf).to_bytes(6, "big") for leaf in range(count))
+    digests = b"".join(hashlib.sha256(photo(tree, leaf)).digest() for leaf in range(count))
+    return pack_leaves(nonces(hashlib.sha256(f"tree {tree}".encode()).digest(), count), ids, digests)
+
+
 def request_id(number: int) -> str:
     return str(UUID(int=0x70000000_0000_4000_8000_000000000000 + number))
 
@@ -158,10 +171,8 @@ class Synthetic:
     log: Log = field(default_factory=Log)
 
     def __post_init__(self) -> None:
-        self.hashes = [
-            merkle.leaf_hashes(b"".join(struct.pack(">HI", tree, leaf) for leaf in range(leaves)), 6)
-            for tree, (_, leaves) in enumerate(self.trees)
-        ]
+        self.leaves = [artifact_leaves(tree, leaves) for tree, (_, leaves) in enumerate(self.trees)]
+        self.hashes = [merkle.leaf_hashes(one, LEAF_BYTES) for one in self.leaves]
         self.tree_roots = [merkle.Tree(one) for one in self.hashes]
         self.claims = [
             Claim(
@@ -374,8 +385,8 @@ class Synthetic:
         return [at for at, name in enumerate(self.names) if name != "noise"]
 
     def files(
-        self, number: int = 0, /, *, roots: bool = False, leaves: bool = False, **changes: Any
-    ) -> dict[str, bytes]:
+        self, number: int = 0, /, *, roots: bool = False, leaves: bool = False, with_page: bool = True, **changes: Any
+    ) -> dict[str, bytes]:  # fmt: skip
         return bundle.build(
             self.certificate(number, **changes),
             self.log.logged(self.kept()),
@@ -384,6 +395,7 @@ class Synthetic:
             if roots
             else None,
             leaf_hashes=dict(enumerate(self.hashes)) if leaves else None,
+            with_page=with_page,
         )
 
 

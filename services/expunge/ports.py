@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from expunge.domain.cloudevents import CloudEvent
 from expunge.domain.dsse import PublicKey
+from expunge.domain.note import NoteKey
 from expunge.domain.words import Level, Role
 
 Outcomes = NDArray[np.uint8]
@@ -190,11 +191,45 @@ class TileStore(Protocol):
 
     def write(self, files: Mapping[str, bytes]) -> None:
         """Write all files durably (fsync of files and directories) before returning. Same path, same bytes: immutable
-        files may be written again; `checkpoint` is replaced atomically."""
+        files may be written again; `checkpoint` and the archive (`checkpoints/...`) are replaced atomically."""
+        ...
+
+    def swap(self, path: str, data: bytes, old: bytes | None) -> bool:
+        """Replace one replaceable file, durably, if it still holds `old` (None: if there is none); whether it did.
+        Comparing and replacing are one step to every other writer, in this process or another."""
         ...
 
     def read(self, path: str) -> bytes:
         """One file's bytes. Raises `FileNotFoundError`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class WitnessAt:
+    """A witness's answer when the old size was not its own: the size of what it cosigned last."""
+
+    size: int
+
+
+class Witness(Protocol):
+    """Somebody else's cosigner (C2SP tlog-witness). `key`: pinned by us, so an answer by another key counts for nothing."""
+
+    key: NoteKey
+
+    async def cosign(self, old_size: int, proof: Sequence[bytes], note: bytes) -> bytes | WitnessAt:
+        """Its signature lines for the checkpoint in `note`, whose tree extends that of `old_size` by `proof`.
+
+        Not verified. Raises `Retryable` when it does not answer in time, `Rejected` when it refuses: `unknown-log`,
+        `bad-signature`, `inconsistent`, `bad-request`. May be repeated."""
+        ...
+
+
+class Timestamper(Protocol):
+    """A time stamping authority (RFC 3161)."""
+
+    async def stamp(self, data: bytes) -> bytes:
+        """A granted TimeStampResp (DER) over SHA-256 of `data`, with the authority's certificate. Its signature is for
+        verifiers to check. Raises `Retryable` when there is no answer in time, or none that is granted."""
         ...
 
 

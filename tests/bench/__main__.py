@@ -43,10 +43,9 @@ def arguments(given: list[str]) -> argparse.Namespace:
     parser.add_argument("--requests", type=int, default=1000, help="people who ask at once")
     parser.add_argument("--publishers", type=int, default=16)
     parser.add_argument("--disk", type=Path, help="keep files and indexes in a folder below this one, not in memory")
-    parser.add_argument("--profile", action="store_true", help="py-spy each worker, into bench-output/profiles")
-    parser.add_argument(
-        "--keep-logs", action="store_true", help="copy the logs of workers and servers to bench-output/logs"
-    )
+    parser.add_argument("--output", type=Path, default=report.OUTPUT, help="where results and history go")
+    parser.add_argument("--profile", action="store_true", help="py-spy each worker, into OUTPUT/profiles")
+    parser.add_argument("--keep-logs", action="store_true", help="copy the logs of workers and servers to OUTPUT/logs")
     found = parser.parse_args(given)
     found.sizes = [int(one) for one in found.sizes.split(",")]
     if found.quick:
@@ -71,11 +70,11 @@ def main(given: list[str]) -> int:
             result |= _deployment(options, files, servers, console)
         finally:
             if options.keep_logs or options.profile:
-                shutil.copytree(servers / "up" / "logs", report.OUTPUT / "logs", dirs_exist_ok=True)
-                shutil.copy(servers / "up" / "postgres" / "postgres.log", report.OUTPUT / "logs")
+                shutil.copytree(servers / "up" / "logs", options.output / "logs", dirs_exist_ok=True)
+                shutil.copy(servers / "up" / "postgres" / "postgres.log", options.output / "logs")
             shutil.rmtree(files, ignore_errors=True)
             shutil.rmtree(servers, ignore_errors=True)
-    path = report.keep(result)
+    path = report.keep(result, options.output)
     report.show(result, Console())
     console.print(f"written to {path}")
     return 0
@@ -102,7 +101,7 @@ def _deployment(options: argparse.Namespace, files: Path, servers: Path, console
     for corpus in every:
         corpus.write(live)
     tell("files and indexes are written")
-    profiles = report.OUTPUT / "profiles" if options.profile else None
+    profiles = options.output / "profiles" if options.profile else None
     with Embedded(servers / "up", audience=AUDIENCE, workers=WORKERS, stores=store_urls(live)) as embedded:
         rig = Rig(embedded, profiles)
         tell("servers are up")

@@ -37,18 +37,18 @@ def machine() -> dict[str, Any]:
     }
 
 
-def keep(result: Mapping[str, Any]) -> Path:
+def keep(result: Mapping[str, Any], output: Path) -> Path:
     """Write `bench.json`, and append to `history.jsonl`."""
-    OUTPUT.mkdir(exist_ok=True)
+    output.mkdir(parents=True, exist_ok=True)
     full = {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "version": __version__,
         "machine": machine(),
         **result,
     }
-    path = OUTPUT / "bench.json"
+    path = output / "bench.json"
     path.write_text(json.dumps(full, indent=1) + "\n", encoding="utf-8")
-    with (OUTPUT / "history.jsonl").open("a", encoding="utf-8") as history:
+    with (output / "history.jsonl").open("a", encoding="utf-8") as history:
         history.write(json.dumps(full) + "\n")
     return path
 
@@ -88,6 +88,7 @@ def _orders(orders: list[Mapping[str, Any]], console: Console) -> None:
         table.add_row(
             f"{images:,}", f"{system['wall']:.2f}", f"{floor['wall']:.3f}", f"{system['wall'] / floor['wall']:.1f}",
             f"{system['wall'] / images * 1e6:.1f}", f"{floor['wall'] / images * 1e6:.1f}",
+            f"{sum(system['cpu'].values()) / floor['cpu']:.1f}",
         )  # fmt: skip
     if len(orders) > 1:
         wall, floor = (

@@ -304,7 +304,7 @@ def test_a_payload_that_is_no_statement_fails() -> None:
     def order(entries: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
         return [*entries, ("odd", dsse.sign(b"{}", statement.PAYLOAD_TYPE, signing_key(Role.SCOPE)))]
 
-    fails(Synthetic(order=order).files(), "signatures", "in-toto")
+    fails(Synthetic(order=order).files(with_page=False), "signatures", "in-toto")
 
 
 def test_a_payload_of_another_type_fails() -> None:
@@ -728,11 +728,13 @@ def test_every_byte_of_a_bundle_is_vouched_for_or_listed() -> None:
     assert verification.verify(files, policy).ok
     passed: dict[str, set[int]] = {}
     flips = 0
+    bare = {path: data for path, data in files.items() if path != bundle.PAGE}  # the page repeats what is not covered
     for path, data in files.items():
+        beside = files if path == bundle.PAGE else bare
         for at in range(len(data)):
             flips += 1
             spoiled_file = data[:at] + bytes([data[at] ^ 0x01]) + data[at + 1 :]
-            if verification.verify(files | {path: spoiled_file}, policy).ok:
+            if verification.verify(beside | {path: spoiled_file}, policy).ok:
                 passed.setdefault(path, set()).add(at)
     listed = files[bundle.CERTIFICATE]
     start = listed.index(b'"not_covered":["') + len(b'"not_covered":["')

@@ -83,8 +83,8 @@ class Connection:
             raise Misconfigured("EXPUNGE_KAFKA: expected bootstrap servers, here or as --kafka")
         if not self.audience:
             raise Misconfigured("EXPUNGE_AUDIENCE: expected the deployment's name, here or as --audience")
-        from expunge.cli.keyfile import read_key
         from expunge.adapters.broker.topics import expect_answer
+        from expunge.cli.keyfile import read_key
 
         key = read_key(self.key)
         expect_answer(self.kafka)

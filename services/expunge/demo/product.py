@@ -265,6 +265,11 @@ class Product:
             "vector in pgvector": row == (True,),
         }
 
+    def has_weights(self, model: str) -> bool:
+        """Whether a model's file is there."""
+        name, _, version = model.partition("@")
+        return (self.root / "models" / name / f"{version}.npz").exists()
+
     def _batch(self, source: str, images: Sequence[ImageRecord]) -> ImagesRegistered:
         return ImagesRegistered(source=source, batch_id=_batch_id(), images=tuple(images))
 

@@ -44,7 +44,8 @@ class Stage:
         self.console.print(f"\n[bold]{number}  {title}[/bold]")
         started = time.monotonic()
         columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-        with Progress(*columns, console=self.console, transient=True) as self._progress:
+        quiet = not self.console.is_terminal
+        with Progress(*columns, console=self.console, transient=True, disable=quiet) as self._progress:
             self._progress.add_task("", total=None)
             yield
         self._progress = None

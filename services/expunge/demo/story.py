@@ -43,6 +43,8 @@ from expunge.domain.errors import Rejected, Retryable
 from expunge.domain.request import Authority, BySource, OrderProvision, Regulation, RequestId
 from expunge.domain.trust import TrustedKey
 from expunge.domain.words import ModelStatus, Provision, Remedy, Role
+from expunge.embedded.kafka import DEFAULT_VERSION as KAFKA_VERSION
+from expunge.pipeline import WORKERS
 from expunge.readside import Reader, reader, replay_into
 from expunge.trainer import Trainer
 from expunge.verify import write_bundle
@@ -140,7 +142,10 @@ class _Story:
         self._proofs = self._cleanup.enter_context(Proofs(embedded.settings.kafka, self._still_running))
         self._publisher = self._as(self._key, "product")
         self._studio = Studio(self._product, self._publisher)
-        stage.say(f"PostgreSQL {_postgres_version(embedded)} with pgvector, Apache Kafka at {embedded.settings.kafka}")
+        stage.say(
+            f"PostgreSQL {_postgres_version(embedded)} with pgvector; Apache Kafka {KAFKA_VERSION} (KRaft);"
+            f" {len(WORKERS)} workers"
+        )
 
     def _as(self, key: SigningKey, name: str) -> Publisher:
         return self._cleanup.enter_context(Publisher(self._embedded.settings.kafka, key, AUDIENCE, name))
@@ -165,6 +170,7 @@ class _Story:
             holds=images == len(self._photos),
             text=f"{images} photos registered ({groups} of them group photos), {artifacts} artifacts",
         )
+        stage.say("each kept for account and training: photo, thumbnail; for training alone: shard row")
         stage.say(f"licensed-studio: {images - partner} photos, explicit consent")
         stage.say(f"partner-2014: {partner} photos, no consent record, declared: {SOURCES[1].declared_interests[0]}")
 
@@ -282,6 +288,8 @@ class _Story:
             stage.doing(f"waiting for the models certificate of the {name}")
             issued = self._certified(told.requests[name], Provision.MODELS)
             stage.check(holds=issued.result == "complete", text=f"{name}: models certificate")
+        left = [model for model in job.models if self._product.has_weights(model)]
+        stage.check(holds=not left, text=f"the files of {', '.join(job.models)} are destroyed")
         number = made.measured.model.partition("@")[2]
         for name in (f"face@{number}", f"doorbell@{number}"):
             gate = self._gate(name)
@@ -374,7 +382,13 @@ class _Story:
         reports = _verified(paths, policy)
         for path, report in zip(paths, reports, strict=True):
             told.bundles.append(report)
-            stage.check(holds=report["ok"], text=f"{path.name}: {len(report['steps'])} steps hold")
+            last = report["steps"][-1]
+            stage.check(
+                holds=report["ok"],
+                text=f"{path.name}: {last['number']} steps hold"
+                if report["ok"]
+                else f"{path.name}: step {last['number']}, {last['name']}: {last['detail']}",
+            )
         tampered = self._embedded.directory / "tampered.zip"
         files = self._certificate(told.requests["deletion"], Provision.DATA)
         write_bundle(_one_byte_flipped(files), tampered)
@@ -528,7 +542,9 @@ def _closing(stage: Stage, told: Told, output: Path, seconds: float) -> None:
         proofs.add_row(name, *_proven(report))
     console.print(proofs)
     if told.bundles:
-        uncovered = list(dict.fromkeys(text for one in told.bundles for text in one["summary"]["not_covered"]))
+        uncovered = list(
+            dict.fromkeys(text for one in told.bundles for text in (one["summary"] or {}).get("not_covered", ()))
+        )
         console.print(f"not covered: {'; '.join(uncovered)}", soft_wrap=True)
     if told.affected:
         console.print(

@@ -10,7 +10,7 @@ from hashlib import sha256
 from typing import Final
 
 from expunge.domain import coverage, merkle
-from expunge.domain.bundle import Bundle
+from expunge.domain.bundle import Shared
 from expunge.domain.certificate import Certificate, Claim, Completed, ModelDue, Opening, body_bytes, leaf, result_of
 from expunge.domain.coverage import ChunkState
 from expunge.domain.errors import Tampered
@@ -44,7 +44,7 @@ def folded(sweep: Sweep) -> Chunks:
     return found
 
 
-def check_roots(bundle: Bundle, scope: Scope, chunks: Chunks) -> None:
+def check_roots(bundle: Shared, scope: Scope, chunks: Chunks) -> None:
     unknown = max((*bundle.chunk_roots, *bundle.leaf_hashes), default=-1)
     if unknown >= len(scope.trees):
         raise Tampered(f"tree {unknown}", f"expected hashes of {len(scope.trees)} trees, got more")
@@ -59,7 +59,7 @@ def check_roots(bundle: Bundle, scope: Scope, chunks: Chunks) -> None:
                 raise Tampered(f"{where} chunk {chunk}", "expected the root of that chunk of the scope, got another")
 
 
-def _roots_of(bundle: Bundle, number: int, leaves: int, chunks: Chunks) -> list[bytes]:
+def _roots_of(bundle: Shared, number: int, leaves: int, chunks: Chunks) -> list[bytes]:
     """The tree's chunk roots: hashed anew from the leaf file, else from the roots file, else from the statements."""
     where = f"tree {number}"
     expected = -(-leaves // CHUNK_LEAVES)

@@ -6,6 +6,9 @@ in, files out, as mappings of path to bytes; nothing is verified here (`domain.v
     sweep/chunk-roots/<tree>.bin  32 bytes per chunk; may be left out where the statements cover every chunk of the tree
     sweep/leaf-hashes/<tree>.bin  optional: 32 bytes per leaf, so that the tree is hashed anew from its leaves
     log/checkpoint                C2SP signed note that covers every index
+    log/...                       optional: time stamps, earlier checkpoints (`domain.attestation`)
+    certificate.html              optional, for people and printers: `domain.page` makes it of the files above, and a
+                                  verifier makes it anew and compares, so that it says nothing of its own
     README.txt                    for people
 """
 
@@ -18,18 +21,19 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from expunge.domain import canonical
+from expunge.domain import attestation, canonical, dsse, note, page, statement
 from expunge.domain.certificate import Certificate
 from expunge.domain.errors import Tampered
 
 CERTIFICATE: Final = "certificate.json"
 STATEMENTS: Final = "sweep/statements.jsonl"
 CHECKPOINT: Final = "log/checkpoint"
+PAGE: Final = "certificate.html"
 README: Final = "README.txt"
 
 UNAUTHENTICATED: Final = {
     README: "for people; a verifier never reads it",
-    f"{CERTIFICATE}#not_covered": "the issuer's own words about what it says nothing of; reported as such",
+    f"{CERTIFICATE}#not_covered": "the issuer's own words about what it says nothing of; reported as such. The page says the same",
 }
 """What may be changed in a bundle without failing verification, and why. The rest is signed, hashed or refused."""
 
@@ -51,14 +55,23 @@ class Logged:
 
 
 @dataclass(frozen=True, slots=True)
-class Bundle:
-    """A bundle's parts, of the right shape and nothing more. `chunk_roots`, `leaf_hashes`: by tree, where given."""
+class Shared:
+    """What all certificates and receipts of a sweep have in common, of the right shape and nothing more. `chunk_roots`,
+    `leaf_hashes`: by tree, where given; `attestations`: the files of `domain.attestation`."""
 
-    certificate: Certificate
     statements: tuple[Logged, ...]
     checkpoint: bytes
     chunk_roots: Mapping[int, bytes]
     leaf_hashes: Mapping[int, bytes]
+    attestations: Mapping[str, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle(Shared):
+    """A bundle's parts, of the right shape and nothing more. `page`: the HTML page, if there is one."""
+
+    certificate: Certificate
+    page: bytes | None
 
 
 def build(
@@ -68,13 +81,21 @@ def build(
     *,
     chunk_roots: Mapping[int, bytes] | None = None,
     leaf_hashes: Mapping[int, bytes] | None = None,
+    with_page: bool = True,
 ) -> dict[str, bytes]:
     """The files of a bundle. `statements` in any order. Same values, same bytes."""
+    statements = sorted(statements, key=lambda one: one.index)
     files = {
         CERTIFICATE: canonical.dumps(certificate.model_dump(mode="json")),
         README: readme(certificate).encode(),
     }
+    if with_page:
+        files[PAGE] = page.render(certificate, map(_stated, statements), note.read_checkpoint(checkpoint))
     return files | shared(statements, checkpoint, chunk_roots=chunk_roots, leaf_hashes=leaf_hashes)
+
+
+def _stated(one: Logged) -> page.Stated:
+    return one.index, statement.parse(dsse.parse(one.envelope).payload).predicate
 
 
 def shared(
@@ -102,24 +123,44 @@ def line(one: Logged) -> bytes:
 
 def load(files: Mapping[str, bytes]) -> Bundle:
     """Take a bundle apart. Raises `Tampered` naming the file that is missing, unknown or of the wrong shape."""
-    needed = (CERTIFICATE, STATEMENTS, CHECKPOINT)
+    if CERTIFICATE not in files:
+        raise Tampered(CERTIFICATE, "expected this file in the bundle, got none")
+    common = load_shared(files)
+    return Bundle(
+        certificate=_certificate(files[CERTIFICATE]),
+        statements=common.statements,
+        checkpoint=common.checkpoint,
+        chunk_roots=common.chunk_roots,
+        leaf_hashes=common.leaf_hashes,
+        attestations=common.attestations,
+        page=files.get(PAGE),
+    )
+
+
+def load_shared(files: Mapping[str, bytes]) -> Shared:
+    """What a sweep's certificates share, out of a bundle or alone; a certificate is not looked at. Raises `Tampered`."""
+    needed = (STATEMENTS, CHECKPOINT)
     for path in needed:
         if path not in files:
             raise Tampered(path, "expected this file in the bundle, got none")
     hashes: dict[str, dict[int, bytes]] = {"chunk-roots": {}, "leaf-hashes": {}}
+    attestations: dict[str, bytes] = {}
     for path in files:
-        if path in needed or path == README:
+        if path in {*needed, CERTIFICATE, PAGE, README}:
+            continue
+        if attestation.is_path(path):
+            attestations[path] = files[path]
             continue
         match = _HASHES.fullmatch(path)
         if match is None:
             raise Tampered(path[:200], "expected only files that a bundle has, got this one")
         hashes[match[1]][int(match[2])] = files[path]
-    return Bundle(
-        certificate=_certificate(files[CERTIFICATE]),
+    return Shared(
         statements=_statements(files[STATEMENTS]),
         checkpoint=files[CHECKPOINT],
         chunk_roots=hashes["chunk-roots"],
         leaf_hashes=hashes["leaf-hashes"],
+        attestations=attestations,
     )
 
 
@@ -201,6 +242,8 @@ To check it by hand, with public tools only:
 6. In certificate.json: `claim` opens in the tree of requests with leaf nonce || SHA-256(canonical claim), and fixes
    which leaves the request has; `completed` opens in the completion statement of the round in the same way.
 7. Count the outcomes of step absence at those leaves: they are the counts in `completed`.
+
+certificate.html is the same in words, to read and print. It follows from the other files; the verifier compares it.
 
 What this shows: who stated what, when, about a scope fixed before anything was erased, and that two different keys, one
 of them only allowed to look, stated it. What it does not show: that no copy exists elsewhere (backups until they

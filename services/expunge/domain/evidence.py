@@ -15,7 +15,7 @@ from typing import Final, assert_never
 
 from expunge.domain import bundle as bundles
 from expunge.domain import coverage, dsse, merkle, note, statement
-from expunge.domain.bundle import Bundle
+from expunge.domain.bundle import Shared
 from expunge.domain.certificate import Certificate
 from expunge.domain.coverage import DEEDS
 from expunge.domain.errors import Rejected, Tampered
@@ -78,7 +78,7 @@ def check_issuer(certificate: Certificate, trust: Trust) -> None:
 # 2
 
 
-def checkpoint(bundle: Bundle, trust: Trust) -> note.Checkpoint:
+def checkpoint(bundle: Shared, trust: Trust) -> note.Checkpoint:
     try:
         return note.open_checkpoint(bundle.checkpoint, trust.log_keys, trust.origin)
     except Rejected as error:
@@ -88,7 +88,7 @@ def checkpoint(bundle: Bundle, trust: Trust) -> note.Checkpoint:
 # 3
 
 
-def check_inclusion(bundle: Bundle, checkpoint: note.Checkpoint) -> None:
+def check_inclusion(bundle: Shared, checkpoint: note.Checkpoint) -> None:
     for one in bundle.statements:
         try:
             merkle.verify_inclusion(
@@ -101,7 +101,7 @@ def check_inclusion(bundle: Bundle, checkpoint: note.Checkpoint) -> None:
 # 4
 
 
-def signed(bundle: Bundle, trust: Trust) -> tuple[Entry, ...]:
+def signed(bundle: Shared, trust: Trust) -> tuple[Entry, ...]:
     read = []
     for one in bundle.statements:
         try:

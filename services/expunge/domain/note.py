@@ -194,6 +194,11 @@ def open_checkpoint(note: bytes, verifier_keys: Iterable[NoteKey], origin: str |
     return checkpoint
 
 
+def read_checkpoint(note: bytes) -> Checkpoint:
+    """The checkpoint in `note`, unverified: for the one who wrote it, never for a verifier. Raises as `Checkpoint.parse`."""
+    return Checkpoint.parse(_split(note)[0])
+
+
 def sign_cosignature(checkpoint_note: bytes, key: SigningKey, name: str, timestamp: int) -> bytes:
     """A witness's signature line for a checkpoint: append it to the note. `timestamp`: POSIX seconds.
 

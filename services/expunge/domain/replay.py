@@ -29,6 +29,7 @@ from expunge.domain.statement import (
     RegisteredBatch,
     Scope,
     ScopeApproved,
+    ScopeUnwitnessed,
     ScopeVoid,
 )
 from expunge.domain.words import Kind, ModelStatus, Outcome, Provision, Step
@@ -63,6 +64,7 @@ class SweepState:
     digest: str
     index: int
     approved: bool = False
+    unwitnessed: bool = False
     void: str | None = None
     chunks: dict[tuple[int, int], ChunkState] = field(default_factory=dict)
     rounds: dict[int, Round] = field(default_factory=dict)
@@ -132,6 +134,8 @@ def fold(  # noqa: C901, PLR0912 - one case per predicate
             _sweep(state, index, predicate.sweep, predicate.scope).approved = True
         case ScopeVoid():
             _sweep(state, index, predicate.sweep, predicate.scope).void = predicate.reason
+        case ScopeUnwitnessed():
+            _sweep(state, index, predicate.sweep, predicate.scope).unwitnessed = True
         case Chunk():
             _fold_chunk(_sweep(state, index, predicate.sweep, predicate.scope), index, digest, predicate)
         case Completion():

@@ -151,6 +151,21 @@ class ScopeVoid(Frozen):
     at: AwareDatetime
 
 
+class ScopeUnwitnessed(Frozen):
+    """Work on people's requests went ahead before the scope was under a checkpoint with the quorum of witnesses (and the
+    time stamp) that this log asks for: they did not answer in the set time, and people do not wait longer. Role `scope`.
+
+    `quorum`: cosignatures asked for; `cosigned`: how many the newest checkpoint over the scope had."""
+
+    type: Literal["urn:expunge:scope-unwitnessed:v1"] = "urn:expunge:scope-unwitnessed:v1"
+    sweep: Uuid
+    scope: Hex32
+    quorum: Count
+    cosigned: Count
+    timestamped: bool
+    at: AwareDatetime
+
+
 class ModelTainted(Frozen):
     """Images in a sweep's scope are in a model's transitive training set. Role `retrainer`.
 
@@ -230,6 +245,7 @@ Predicate = Annotated[
     | RegisteredBatch
     | ScopeApproved
     | ScopeVoid
+    | ScopeUnwitnessed
     | ModelTainted
     | MetricVoid
     | ModelReplaced
@@ -245,6 +261,7 @@ ROLE_OF: Final[dict[str, Role]] = {
     "urn:expunge:registered:v1": Role.REGISTER,
     "urn:expunge:scope-approved:v1": Role.SCOPE,
     "urn:expunge:scope-void:v1": Role.SCOPE,
+    "urn:expunge:scope-unwitnessed:v1": Role.SCOPE,
     "urn:expunge:model-tainted:v1": Role.RETRAINER,
     "urn:expunge:metric-void:v1": Role.RETRAINER,
     "urn:expunge:model-replaced:v1": Role.RETRAINER,

@@ -12,6 +12,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import Annotated, Final, Literal, Self
 
+from cryptography.x509 import load_pem_x509_certificate
 from pydantic import AfterValidator, AwareDatetime, ConfigDict, Field, ValidationError, model_validator
 
 from expunge.domain import canonical
@@ -39,6 +40,11 @@ def _log_key(text: str) -> str:
 
 def _witness_key(text: str) -> str:
     return _note_key(text, SignatureType.COSIGNATURE)
+
+
+def _certificate(text: str) -> str:
+    load_pem_x509_certificate(text.encode())  # a ValueError says what is wrong
+    return text
 
 
 def _note_key(text: str, kind: SignatureType) -> str:
@@ -80,7 +86,9 @@ class TrustedKey(Frozen):
 
 class Trust(Frozen):
     """A policy. `issuer`: whose certificates; `origin`, `log_key`: the log's name and its C2SP verifier key;
-    `witnesses`: verifier keys of cosigners (empty: none asked for)."""
+    `witnesses`: verifier keys of cosigners (empty: none asked for), `witness_quorum`: how many of them must have cosigned
+    (None: all); `timestamp_authorities`: certificates (PEM) of time stamping authorities or of their roots, one of which
+    must have stamped (empty: none asked for)."""
 
     version: Literal[1] = 1
     issuer: str = Field(min_length=1)
@@ -88,6 +96,8 @@ class Trust(Frozen):
     log_key: Annotated[str, AfterValidator(_log_key)]
     keys: tuple[TrustedKey, ...]
     witnesses: tuple[Annotated[str, AfterValidator(_witness_key)], ...] = ()
+    witness_quorum: Annotated[int, Field(ge=0)] | None = None
+    timestamp_authorities: tuple[Annotated[str, AfterValidator(_certificate)], ...] = ()
 
     model_config = ConfigDict(frozen=True, extra="forbid", ignored_types=(cached_property,))
 
@@ -101,6 +111,20 @@ class Trust(Frozen):
         if len(set(places)) != len(places):
             raise ValueError("expected each key once per role and store")
         return self
+
+    @model_validator(mode="after")
+    def _a_quorum_that_can_be(self) -> Self:
+        names = [NoteKey.parse(text).name for text in self.witnesses]
+        if len(set(names)) != len(names):
+            raise ValueError("expected each witness once, by name")
+        if (self.witness_quorum or 0) > len(names):
+            raise ValueError(f"expected a quorum of at most {len(names)} witnesses, got {self.witness_quorum}")
+        return self
+
+    @property
+    def quorum(self) -> int:
+        """How many witnesses must have cosigned."""
+        return len(self.witnesses) if self.witness_quorum is None else self.witness_quorum
 
     @cached_property
     def log_keys(self) -> tuple[NoteKey, ...]:

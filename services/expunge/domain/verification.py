@@ -13,7 +13,8 @@ believed before something pinned has vouched for it. Needs only the light core: 
 8. Outcomes: the last outcome of step absence of every leaf of the claim, counted.
 9. Completion: it opens in the round's statement; its counts are those counted, its result is the one they give, and the
    models it calls replaced or destroyed are so by statements about this sweep.
-10. Summary: what was verified, to which level, by which method, and what was not covered.
+10. Summary: what was verified, to which level, by which method, and what was not covered. The HTML page, if there is
+   one, is exactly what this verifier makes of the same evidence.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 
-from expunge.domain import accounting, evidence, note
+from expunge.domain import accounting, evidence, note, page
 from expunge.domain import bundle as bundles
 from expunge.domain.accounting import Counts
 from expunge.domain.certificate import Certificate
@@ -94,6 +95,7 @@ def verify(files: Mapping[str, bytes], trust: Trust) -> Report:
         accounting.check_completion(certificate, sweep, counts)
         passed(f"{certificate.provision.value}: {certificate.completed.result}, as the outcomes give it")
         # 10. Summary
+        _check_page(bundle, sweep, checkpoint)
         summary = _summary(certificate, sweep, counts, checkpoint)
         passed(f"{len(summary.stores)} stores, {len(summary.models)} models")
     except Tampered as error:
@@ -104,6 +106,14 @@ def verify(files: Mapping[str, bytes], trust: Trust) -> Report:
 def _failed(done: Sequence[StepResult], where: str, detail: str) -> Report:
     step = StepResult(number=len(done) + 1, name=STEPS[len(done)], ok=False, detail=detail)
     return Report(steps=(*done, step), where=where, summary=None)
+
+
+def _check_page(bundle: bundles.Bundle, sweep: Sweep, checkpoint: note.Checkpoint) -> None:
+    if bundle.page is None:
+        return
+    stated = [(entry.index, entry.predicate) for entry in sweep.entries]
+    if page.render(bundle.certificate, stated, checkpoint) != bundle.page:
+        raise Tampered(bundles.PAGE, "expected the page that this evidence makes, got another")
 
 
 @dataclass(slots=True)

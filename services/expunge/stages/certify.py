@@ -227,6 +227,7 @@ class Certify:
         runs = [_runs_by_request(sweep, number) for number in range(len(sweep.trees))]
         made = []
         for at, one in enumerate(done):
+            claim: Any = canonical.loads(claim_bodies[one.leaf].encode())
             made.append(
                 canonical.dumps(
                     {
@@ -237,9 +238,9 @@ class Certify:
                         "sweep": str(sweep.sweep_id),
                         "scope": sweep.scope_digest.hex(),
                         "round": number,
-                        "claim": canonical.loads(claim_bodies[one.leaf].encode()),
+                        "claim": claim,
                         "claim_opening": _opening(claim_tree, one.leaf, claim_nonces),
-                        "indices": [by_request(one.leaf) for by_request in runs],
+                        "indices": [runs[tree["tree"]](one.leaf) for tree in claim["trees"]],
                         "completed": one.body,
                         "completed_opening": _opening(tree, at, drawn),
                         "not_covered": list(self._not_covered),

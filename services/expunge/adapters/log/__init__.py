@@ -8,7 +8,10 @@ from typing import Final
 from expunge.domain.errors import Rejected
 
 CHECKPOINT: Final = "checkpoint"
-"""The one file that is replaced; all others are immutable."""
+"""The newest published checkpoint. It and the archive of checkpoints are replaced; all other files are immutable."""
+
+ARCHIVE: Final = "checkpoints/"
+"""Every published checkpoint by size, replaced as cosignatures and a time stamp come in."""
 
 _PATH: Final = re.compile(r"(?:[a-z0-9][a-z0-9.-]{0,63}/){0,8}[a-z0-9][a-z0-9.-]{0,63}", re.ASCII)
 
@@ -18,3 +21,8 @@ def check_path(path: str) -> str:
     if not _PATH.fullmatch(path):
         raise Rejected("bad-path", "expected a relative path of lower-case names, digits, dots and hyphens")
     return path
+
+
+def replaceable(path: str) -> bool:
+    """Whether a file may be replaced by other bytes."""
+    return path == CHECKPOINT or path.startswith(ARCHIVE)

@@ -5,17 +5,20 @@ A file appears whole or not at all: it is written beside its place under a hidde
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 from uuid import uuid4
 
-from expunge.adapters.log import CHECKPOINT, check_path
-from expunge.domain.errors import Misconfigured, Retryable, Tampered
+from expunge.adapters.log import CHECKPOINT, check_path, replaceable
+from expunge.domain.errors import Misconfigured, Rejected, Retryable, Tampered
 
 _TEMP: Final = ".new-"
 """No log path may begin with a dot, so leftovers of a crash are never served."""
+_LOCK: Final = ".lock"
+"""Held (flock) while a file is compared and replaced: gone with its process, however that ends."""
 
 
 class FileTiles:
@@ -36,11 +39,30 @@ class FileTiles:
                     self._sync(folders)
                     folders = {self._root}
                     self._replace(path, files[path])
+                elif replaceable(path):
+                    self._replace(path, files[path])
                 else:
                     self._put(path, files[path])
             self._sync(folders)
         except OSError as error:
             raise Retryable(f"the evidence log could not be written ({type(error).__name__})") from error
+
+    def swap(self, path: str, data: bytes, old: bytes | None) -> bool:
+        """As `ports.TileStore.swap`."""
+        if not replaceable(check_path(path)):
+            raise Rejected("bad-path", "expected a file that may be replaced")
+        target = self._root / path
+        try:
+            with (self._root / _LOCK).open("wb") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if (target.read_bytes() if target.exists() else None) != old:
+                    return False
+                folders = set(self._make_folders(path))
+                self._replace(path, data)
+                self._sync(folders)
+        except OSError as error:
+            raise Retryable(f"the evidence log could not be written ({type(error).__name__})") from error
+        return True
 
     def read(self, path: str) -> bytes:
         """As `ports.TileStore.read`."""

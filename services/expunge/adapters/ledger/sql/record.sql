@@ -61,15 +61,19 @@ from unnest(
 ) as t(id, scope, topic, partition, "offset", sealed, reason)
 on conflict do nothing
 
+-- Order is kept behind what a passing fault holds up. What waits for its precondition lets later events pass: one of them
+-- may be it.
 -- name: retry_scopes
-select distinct scope from retry where worker = %(worker)s and scope = any(%(scopes)s::text[])
+select distinct scope from retry
+where worker = %(worker)s and scope = any(%(scopes)s::text[]) and reason in ('retryable', 'queued')
 
 -- The attempt counts, and the next one waits, before it is made: so a crash counts too, and no other worker tries at once.
 -- name: retry_due
 with due as (
     select event_id from retry r
     where worker = %(worker)s and not_before <= clock_timestamp()
-      and not exists (select from retry e where e.worker = r.worker and e.scope = r.scope and e.seq < r.seq)
+      and not exists (select from retry e where e.worker = r.worker and e.scope = r.scope and e.seq < r.seq
+                        and e.reason in ('retryable', 'queued'))
     order by seq limit %(limit)s for update skip locked
 )
 update retry r set attempts = attempts + 1,

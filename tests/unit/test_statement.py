@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from expunge.domain import canonical, statement
+from expunge.domain.errors import Rejected
+from expunge.domain.statement import (
+    Chunk,
+    Completion,
+    MetricVoid,
+    ModelDestroyed,
+    ModelReplaced,
+    ModelTainted,
+    Overdue,
+    Predicate,
+    RegisteredBatch,
+    Scope,
+    ScopeApproved,
+    ScopeVoid,
+    SourceCount,
+    TreeScope,
+)
+from expunge.domain.words import Kind, Level, Outcome, Provision, Remedy, Role, Step
+
+SWEEP = "5b1f6f9e-0000-4000-8000-000000000001"
+ONE, TWO = "1" * 64, "2" * 64
+AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+PREDICATES: list[Predicate] = [
+    Scope(
+        sweep=SWEEP, sweep_class="order", trees=(TreeScope(kind=Kind.IMAGE, store="photos", leaves=3, root=ONE),), requests=1,
+        requests_root=ONE, images=3, selection=ONE, catalogue_index=-1, policy="1", handles_root=None, excluded=0, file=ONE,
+        at=AT,
+    ),
+    Chunk(
+        sweep=SWEEP, scope=ONE, tree=0, kind=Kind.IMAGE, store="photos", step=Step.ERASE, attempt=0, start=0, end=3,
+        chunk_root=ONE, outcomes=((Outcome.GONE, 3),), previous=None, level=Level.UNREACHABLE, method="unlink",
+        residue=("free space",), sampled=0, at=AT,
+    ),
+    Completion(
+        sweep=SWEEP, scope=ONE, round=0, provision=Provision.DATA, requests=1, root=ONE, results={"complete": 1}, at=AT
+    ),
+    RegisteredBatch(
+        batch=SWEEP, leaves=3, root=ONE, images=3,
+        counts=(SourceCount(source="studio", kind=Kind.IMAGE, artifacts=3),), at=AT,
+    ),
+    ScopeApproved(sweep=SWEEP, scope=ONE, approvers=(ONE, TWO), at=AT),
+    ScopeVoid(sweep=SWEEP, scope=ONE, reason="cancelled", at=AT),
+    ModelTainted(
+        sweep=SWEEP, scope=ONE, model="face@1", images=3, direct=3, path=("face@1",), remedy=Remedy.RETRAIN, due=AT
+    ),
+    MetricVoid(sweep=SWEEP, scope=ONE, model="age@1", images=3, at=AT),
+    ModelReplaced(
+        model="face@1", successor="face@2", weights=ONE, successor_weights=TWO, snapshots=(ONE,), cut=7, exclusion=ONE,
+        sweeps=(SWEEP,), level=Level.FILE_ABSENT, method="unlink", at=AT,
+    ),
+    ModelDestroyed(model="face@1", weights=ONE, sweeps=(SWEEP,), level=Level.FILE_ABSENT, method="unlink", at=AT),
+    Overdue(sweep=SWEEP, provision=Provision.MODELS, due=AT, at=AT),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("predicate", PREDICATES, ids=lambda one: type(one).__name__)
+def test_every_predicate_is_read_back_as_it_was_written(predicate: Predicate) -> None:
+    data = statement.payload(predicate, {"a": ONE, "b": TWO})
+    assert data == canonical.dumps(canonical.loads(data))
+    read = statement.parse(data)
+    assert (read.predicate, read.subjects) == (predicate, {"a": ONE, "b": TWO})
+    assert data == statement.payload(read.predicate, {"b": TWO, "a": ONE})
+    body = json.loads(data)
+    assert body["_type"] == "https://in-toto.io/Statement/v1"
+    assert body["predicateType"] == predicate.type
+    assert "type" not in body["predicate"]
+
+
+@pytest.mark.parametrize("predicate", PREDICATES, ids=lambda one: type(one).__name__)
+def test_a_predicate_counts_under_one_role_only(predicate: Predicate) -> None:
+    roles = {
+        Scope: Role.SCOPE, ScopeApproved: Role.SCOPE, ScopeVoid: Role.SCOPE, Chunk: Role.EXECUTOR,
+        Completion: Role.CERTIFIER, Overdue: Role.CERTIFIER, RegisteredBatch: Role.REGISTER,
+        ModelTainted: Role.RETRAINER, MetricVoid: Role.RETRAINER, ModelReplaced: Role.RETRAINER,
+        ModelDestroyed: Role.RETRAINER,
+    }  # fmt: skip
+    assert statement.role_of(predicate) is roles[type(predicate)]
+
+
+@pytest.mark.parametrize(
+    ("step", "role"),
+    [(Step.PRESENCE, Role.RESCANNER), (Step.HIDE, Role.EXECUTOR), (Step.ERASE, Role.EXECUTOR), (Step.ABSENCE, Role.RESCANNER)],
+)
+def test_who_erases_does_not_say_that_it_is_gone(step: Step, role: Role) -> None:
+    assert statement.role_of(PREDICATES[1].model_copy(update={"step": step})) is role
+
+
+GOOD: dict[str, Any] = json.loads(statement.payload(PREDICATES[5], {"scope": ONE}))
+WRONG: dict[str, Any] = {
+    "a list": [],
+    "no predicate": {name: value for name, value in GOOD.items() if name != "predicate"},
+    "no predicate type": {name: value for name, value in GOOD.items() if name != "predicateType"},
+    "a predicate that is text": {**GOOD, "predicate": "void"},
+    "another statement type": {**GOOD, "_type": "https://in-toto.io/Statement/v2"},
+    "an unknown predicate": {**GOOD, "predicateType": "urn:expunge:wish:v1"},
+    "a field too many": {**GOOD, "more": 1},
+    "a field too many inside": {**GOOD, "predicate": {**GOOD["predicate"], "more": 1}},
+    "no subject": {**GOOD, "subject": []},
+    "one subject twice": {**GOOD, "subject": GOOD["subject"] * 2},
+    "a digest of another kind": {**GOOD, "subject": [{"name": "scope", "digest": {"sha512": ONE}}]},
+    "a digest in capitals": {**GOOD, "subject": [{"name": "scope", "digest": {"sha256": "A" * 64}}]},
+    "a time without a zone": {**GOOD, "predicate": {**GOOD["predicate"], "at": "2026-03-01T12:00:00"}},
+    "an unknown reason": {**GOOD, "predicate": {**GOOD["predicate"], "reason": "tired"}},
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_not_exactly_a_statement_is_refused(case: str) -> None:
+    with pytest.raises(Rejected) as refused:
+        statement.parse(canonical.dumps(WRONG[case]))
+    assert refused.value.code == "malformed"
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"\xff", b'{"a":1,"a":2}'])
+def test_what_is_not_json_is_refused(data: bytes) -> None:
+    with pytest.raises(Rejected):
+        statement.parse(data)
+
+
+@given(st.lists(st.sampled_from(Outcome)))
+def test_run_lengths_expand_to_the_outcomes_again(outcomes: list[Outcome]) -> None:
+    encoded = statement.runs(outcomes)
+    assert statement.expand(encoded) == bytes(outcomes)
+    assert all(count > 0 for _, count in encoded)
+    assert all(before[0] != after[0] for before, after in zip(encoded[:-1], encoded[1:], strict=True))
+
+
+@given(st.datetimes(timezones=st.just(UTC)))
+def test_an_instant_is_whole_seconds_never_later(at: datetime) -> None:
+    cut = statement.instant(at)
+    assert cut.microsecond == 0
+    assert 0 <= (at - cut).total_seconds() < 1
