@@ -114,6 +114,8 @@ class Photo:
     people: tuple[int, ...]
     day: date = date(2020, 1, 2)
     source: str = "studio"
+    hashed: bool = False
+    """Whether the file's digest was taken at ingest too."""
 
     @property
     def artifacts(self) -> tuple[lineage.ArtifactRecord, ...]:
@@ -126,7 +128,10 @@ class Photo:
         )
 
     def _artifact(self, kind: Any, store: str, unit: str, purposes: tuple[str, ...]) -> lineage.ArtifactRecord:
-        return lineage.ArtifactRecord(kind=kind, store=store, unit=unit, locator=f"{self.key}.bin", purposes=purposes)
+        taken = digest(self.key) if self.hashed and kind is Kind.IMAGE else None
+        return lineage.ArtifactRecord(
+            kind=kind, store=store, unit=unit, locator=f"{self.key}.bin", purposes=purposes, digest=taken
+        )  # fmt: skip
 
     @property
     def record(self) -> lineage.ImageRecord:
@@ -323,7 +328,7 @@ class Deployment:
             moved |= bool(await self.dispatch.expire(tx))
             stale = await self.certify.stale(tx, age=age)
             await self.certify.check(stale, tx)
-        return moved or bool(await self.hosts["coordinate"].publish_outbox())
+        return bool(await self.hosts["coordinate"].publish_outbox()) or moved
 
     def records(self, topic: str) -> list[Record]:
         """A topic's messages so far, in order."""

@@ -13,11 +13,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 from uuid import UUID
 
-from expunge.domain import bundle, certificate, dsse, merkle, note, statement
+from expunge.domain import bundle, certificate, dsse, merkle, note, receipt, statement
 from expunge.domain.bundle import Logged
 from expunge.domain.certificate import Certificate, Claim, Completed, ModelDue, Opening, OutcomeCount, TreeClaim
 from expunge.domain.leaf import LEAF_BYTES, nonces, pack_leaves
 from expunge.domain.limits import CHUNK_LEAVES
+from expunge.domain.receipt import OpenedLeaf
 from expunge.domain.statement import Chunk, Predicate, Scope, TreeScope
 from expunge.domain.trust import Trust, TrustedKey
 from expunge.domain.words import Kind, Level, Outcome, Provision, Remedy, Role, Step
@@ -397,6 +398,33 @@ class Synthetic:
             leaf_hashes=dict(enumerate(self.hashes)) if leaves else None,
             with_page=with_page,
         )
+
+    def opened(self, tree: int, leaf: int) -> OpenedLeaf:
+        start = leaf // CHUNK_LEAVES * CHUNK_LEAVES
+        chunk = merkle.Tree(self.hashes[tree][start * 32 : (start + CHUNK_LEAVES) * 32])
+        raw = self.leaves[tree][leaf * LEAF_BYTES : (leaf + 1) * LEAF_BYTES]
+        return OpenedLeaf(
+            tree=tree,
+            index=leaf,
+            nonce=raw[:16].hex(),
+            artifact=int.from_bytes(raw[16:22], "big"),
+            digest=raw[22:].hex(),
+            path=receipt.joined(chunk.inclusion_path(leaf - start)),
+        )
+
+    def receipt(self, *leaves: tuple[int, int], alone: bool = True, **changes: Any) -> bytes:
+        """A receipt of some leaves; with the absence statements of their chunks, if `alone`."""
+        names = {f"absence {tree} {leaf // CHUNK_LEAVES * CHUNK_LEAVES} 0" for tree, leaf in leaves}
+        kept = [at for at, name in enumerate(self.names) if name in names]
+        values: dict[str, Any] = {
+            "issuer": ISSUER,
+            "sweep": SWEEP,
+            "scope": self.scope_digest,
+            "leaves": [self.opened(tree, leaf) for tree, leaf in leaves],
+            "statements": self.log.logged(kept) if alone else [],
+            "checkpoint": self.log.checkpoint(),
+        }
+        return receipt.make(**(values | changes))
 
 
 _STEPS = (

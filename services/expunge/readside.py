@@ -15,7 +15,7 @@ from datetime import date, datetime
 from typing import Any, Final
 from uuid import UUID
 
-from expunge import replay
+from expunge import openings, replay
 from expunge.adapters.ledger.postgres import PostgresLedger
 from expunge.domain import bundle, certificate, leaf, merkle, statement, tiles
 from expunge.domain.dsse import PublicKey
@@ -106,6 +106,15 @@ class Reader:
         logged = [bundle.Logged(index, bytes(entry), tuple(tree.inclusion_path(index))) for index, entry in statements]
         roots = self._roots(sweep_id, sweep_bucket, trees, covered)
         return bundle.build(made, logged, bytes(note), chunk_roots=roots)
+
+    async def receipt(self, request_id: UUID, wanted: openings.Wanted | openings.Place) -> bytes:
+        """The receipt of one of a request's images, or of one leaf. Raises as `certificate` and `openings.receipt_of`."""
+        made = bundle.load(await self.certificate(request_id, Provision.DATA))
+        async with self._ledger.transaction() as tx:
+            ((bucket,),) = await tx.fetch("readside_bucket", sweep_id=UUID(made.certificate.sweep))
+        return await asyncio.to_thread(
+            openings.receipt_of, made, wanted, bucket=bucket, sealed=self._sealed, keys=self._keys
+        )
 
     def _fetch(self, path: str) -> bytes:
         try:

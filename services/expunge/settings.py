@@ -12,14 +12,40 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from expunge.domain.errors import Misconfigured
+from expunge.domain.errors import Misconfigured, Rejected
+from expunge.domain.note import NoteKey, SignatureType
 from expunge.domain.policy import Policy
 from expunge.domain.request import Audience
 
 PREFIX = "EXPUNGE_"
+
+
+class WitnessSetting(BaseModel):
+    """One witness: its submission prefix, and the C2SP verifier key that its operator told us."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    url: Annotated[str, Field(pattern=r"^https?://")]
+    vkey: str
+
+    @property
+    def key(self) -> NoteKey:
+        """The key."""
+        return NoteKey.parse(self.vkey)
+
+    @field_validator("vkey")
+    @classmethod
+    def _cosigns(cls, text: str) -> str:
+        try:
+            key = NoteKey.parse(text)
+        except Rejected as error:
+            raise ValueError(str(error)) from error
+        if key.type is not SignatureType.COSIGNATURE:
+            raise ValueError("expected the verifier key of a witness, got a log's")
+        return text
 
 
 class Settings(BaseSettings):
@@ -47,6 +73,17 @@ class Settings(BaseSettings):
         default=32_768, description="work orders of more leaves run as leased tasks"
     )
     audit_seconds: Annotated[float, Field(gt=0)] = 60.0
+    witnesses: tuple[WitnessSetting, ...] = Field(
+        default=(), description='JSON list of {"url", "vkey"}: who cosigns checkpoints; orders wait for them'
+    )
+    witness_quorum: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="how many of the witnesses must have cosigned; 0: all of them"
+    )
+    witness_timeout_seconds: Annotated[float, Field(gt=0, le=60)] = 5.0
+    witness_wait_seconds: Annotated[float, Field(ge=0, le=3600)] = Field(
+        default=2.0, description="how long people's requests wait for witnesses and time stamp before they go ahead"
+    )
+    timestamp_url: str = Field(default="", description="RFC 3161 time stamping authority; orders wait for it")
     not_covered: tuple[str, ...] = Field(
         default=(
             "database write-ahead log and dead rows, until they are overwritten",
@@ -69,7 +106,7 @@ class Settings(BaseSettings):
             return cls(**values)
         except ValidationError as error:
             first = error.errors(include_input=False)[0]
-            name = PREFIX + str(first["loc"][0]).upper()
+            name = PREFIX + str((first["loc"] or ("witness_quorum",))[0]).upper()
             message = f"{name}: {first['msg']}"
             raise Misconfigured(message) from None
 
@@ -82,7 +119,18 @@ class Settings(BaseSettings):
             approval_time=timedelta(days=self.approval_days),
             attempts=self.attempts,
             max_taint_age=timedelta(days=self.max_taint_days),
+            witness_quorum=self.witness_quorum or len(self.witnesses),
+            timestamped=bool(self.timestamp_url),
+            witness_wait=timedelta(seconds=self.witness_wait_seconds),
         )
+
+    @model_validator(mode="after")
+    def _a_quorum_that_can_be(self) -> Self:
+        names = [one.key.name for one in self.witnesses]
+        if len(set(names)) != len(names) or self.witness_quorum > len(names):
+            message = "EXPUNGE_WITNESS_QUORUM: expected at most as many as EXPUNGE_WITNESSES names, each once"
+            raise ValueError(message)
+        return self
 
     @property
     def origin(self) -> str:

@@ -1,6 +1,8 @@
-"""The offline verifier's edge: bundles as directories or zip files, policies as files. Imports only the domain.
+"""The offline verifier's edge: bundles as directories or zip files, receipts and policies as files. Imports only the
+domain.
 
     python -m expunge.verify BUNDLE --trust POLICY [--json]
+    python -m expunge.verify RECEIPT --trust POLICY [--sweep BUNDLE] [--photo FILE] [--json]
 
 Exit codes: 0 every step held, 1 one did not, 2 a file could not be read.
 """
@@ -8,6 +10,7 @@ Exit codes: 0 every step held, 1 one did not, 2 a file could not be read.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import sys
 import zipfile
@@ -15,8 +18,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from expunge.domain import bundle, canonical, trust, verification
+from expunge.domain import bundle, canonical, opening, receipt, trust, verification
 from expunge.domain.errors import ExpungeError, Rejected
+from expunge.domain.opening import ReceiptReport
 from expunge.domain.report import Report
 from expunge.domain.trust import Trust
 
@@ -75,7 +79,37 @@ def verify(path: Path, policy: Trust, sweep: Path | None = None) -> Report:
     return verification.verify(read_bundle(path, sweep), policy)
 
 
-def as_json(report: Report) -> bytes:
+def verify_any(
+    path: Path, policy: Trust, sweep: Path | None = None, photo: Path | None = None
+) -> Report | ReceiptReport:
+    """Check the bundle (`domain.verification`) or receipt (`domain.opening`) at `path`. `photo`: the holder's own copy,
+    for a receipt."""
+    data = read_receipt(path)
+    if data is None:
+        return verify(path, policy, sweep)
+    try:
+        files = bundle_files(sweep) if sweep else None
+        copy = hashlib.sha256(photo.read_bytes()).digest() if photo else None
+    except (OSError, zipfile.BadZipFile) as error:
+        raise Rejected("unreadable-bundle", f"expected --sweep and --photo, got {type(error).__name__}") from error
+    return opening.verify(data, policy, sweep=files, copy=copy)
+
+
+def read_receipt(path: Path) -> bytes | None:
+    """The bytes of a receipt, None for anything else."""
+    try:
+        if (
+            path.is_file()
+            and path.stat().st_size <= receipt.READ_BYTES
+            and receipt.is_receipt(data := path.read_bytes())
+        ):
+            return data
+    except OSError:
+        pass  # said by who reads it as a bundle
+    return None
+
+
+def as_json(report: Report | ReceiptReport) -> bytes:
     """The report for machines, canonical JSON."""
     return canonical.dumps({"ok": report.ok, **report.model_dump(mode="json")})
 
@@ -83,13 +117,14 @@ def as_json(report: Report) -> bytes:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m expunge.verify", description="Check an evidence bundle offline.")
-    parser.add_argument("bundle", type=Path, help="directory, zip file, or a certificate with --sweep")
+    parser.add_argument("bundle", type=Path, help="directory, zip file, receipt, or a certificate with --sweep")
     parser.add_argument("--trust", type=Path, required=True, help="your own policy file")
     parser.add_argument("--sweep", type=Path, help="directory or zip with the files that a sweep's certificates share")
+    parser.add_argument("--photo", type=Path, help="your own copy of the photo, to compare with a receipt")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     chosen = parser.parse_args(arguments)
     try:
-        report = verify(chosen.bundle, read_trust(chosen.trust), chosen.sweep)
+        report = verify_any(chosen.bundle, read_trust(chosen.trust), chosen.sweep, chosen.photo)
     except ExpungeError as error:
         sys.stderr.write(f"{error}\n")
         return 2

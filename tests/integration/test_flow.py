@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from expunge.domain import events, request, statement, suppression
+from expunge.domain import cloudevents, events, request, statement, suppression
 from expunge.domain.words import Level, Provision
 from expunge.pipeline import WORKERS
 from tests.coordination import (
@@ -519,3 +519,30 @@ async def test_nothing_personal_leaves_the_catalogue(world: Deployment) -> None:
     said += [bytes(entry) for (entry,) in world.sql("select entry from log_entry")]
     said += world.sealed.files.values()
     assert not [needle for needle in personal for one in said if needle in one]
+
+
+async def test_an_outcome_that_cannot_be_read_is_a_dead_letter_and_the_others_count(world: Deployment) -> None:
+    await world.seed(*album(1))
+    asked = world.deletion(1)
+    world.send(cloudevents.CloudEvent(id="x", source="expunge", type="t", data=b"{}"), "expunge.outcomes")
+    await carried_out(world, asked)
+    assert world.letters() == ["malformed"]
+    assert world.state(asked) == "completed"
+
+
+async def test_what_has_not_moved_is_ordered_again_and_what_is_due_only_once(world: Deployment) -> None:
+    await world.seed(*album(1))
+    world.spaces[FACES].lying = True
+    asked = world.deletion(1)
+    world.only = frozenset(WORKERS) - {"invalidate"}
+    await carried_out(world, asked)  # the embeddings wait for their worker
+    ordered = len(world.records("expunge.invalidate"))
+    assert not await world.upkeep()
+    assert await world.upkeep(age=0)
+    repeats = world.records("expunge.invalidate")[ordered:]
+    assert [one.value for one in repeats] == [world.records("expunge.invalidate")[ordered - 1].value]
+    world.only = frozenset(WORKERS)
+    await world.settle()
+    assert world.result(asked) == "partial"
+    orders = [one.value for one in world.records("expunge.invalidate")]
+    assert len(orders) - len(set(orders)) == 1

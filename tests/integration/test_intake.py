@@ -155,7 +155,7 @@ async def test_scope_sources_purposes_and_quota_are_checked(world: Deployment) -
     kind = world.withdrawal(1)
     await world.take(kind, by=NARROW)
     assert world.codes(kind) == ["out-of-key-scope"]
-    other = [world.withdrawal(1, "account"), world.order(request.BySource(source="partner"))]
+    other: list[request.Request] = [world.withdrawal(1, "account"), world.order(request.BySource(source="partner"))]
     await world.take(*other, by=few)
     assert [world.codes(one) for one in other] == [["out-of-key-scope"]] * 2
     three = [world.deletion(person) for person in (1, 2, 3)]
@@ -344,7 +344,7 @@ async def test_request_rows_hold_what_was_asked(world: Deployment) -> None:
     asked = world.deletion(1, deadline=deadline)
     kept = request.RetentionExpired(**world.common(subject_ref=subject(1), purposes=("training", "account")))
     await world.take(asked, kept)
-    rows = world.sql("select class, purposes, due = %s, bucket = %s from request order by seq", deadline, deadline.date())
+    rows = world.sql(
+        "select class, purposes, due = %s, bucket = %s from request order by seq", deadline, deadline.date()
+    )
     assert [row[:3] for row in rows] == [("people", -1, True), ("people", 3, False)]
-
-

@@ -49,7 +49,8 @@ def scope(world: Deployment, sweep_id: UUID) -> Scope:
 
 def columns(file: ScopeFile, tree: int) -> dict[str, Any]:
     """A tree's leaves, chunks laid end to end: units and locators by name."""
-    count = int(file.header["trees"][tree]["leaves"])  # type: ignore[call-overload,index] # as the contract says
+    header: Any = file.header
+    count = int(header["trees"][tree]["leaves"])
     units = unpack_strings(unpack_columns(file.section(f"{tree}/units"))["units"])
     found: dict[str, Any] = {"artifact_id": b"", "digest": b"", "hashes": b"", "ordinal": [], "unit": [], "locator": []}
     for chunk in range(-(-count // 1024)):
@@ -84,7 +85,9 @@ def check(world: Deployment, sweep_id: UUID) -> Scope:
         ids += sweeps.artifact_ids(leaves["artifact_id"]).tolist()
     claims = unpack_columns(file.section("claims"))
     asked = [UUID(bytes=claims["requests"][at : at + 16]) for at in range(0, len(claims["requests"]), 16)]
-    rows = world.sql("select request_id, leaf, images, artifacts, body_digest from request where sweep_id = %s", sweep_id)
+    rows = world.sql(
+        "select request_id, leaf, images, artifacts, body_digest from request where sweep_id = %s", sweep_id
+    )
     by_leaf = {leaf: (request_id, images, artifacts, digest) for request_id, leaf, images, artifacts, digest in rows}
     bodies = unpack_strings(unpack_columns(file.section("requests"))["bodies"])
     drawn = nonces(derive_key(key, "requests"), len(asked))
@@ -127,7 +130,9 @@ ALL_KINDS = (Kind.IMAGE, Kind.DERIVATIVE, Kind.SHARD_ROW, Kind.EMBEDDING)
 
 async def test_a_scope_says_what_its_sealed_file_holds(world: Deployment) -> None:
     await world.seed(*album(1), *album(2), *album(3), Photo("group", (1, 2)))
-    said = check(world, await sealed(world, world.deletion(1), world.withdrawal(2), world.deletion(9), world.deletion(3)))
+    said = check(
+        world, await sealed(world, world.deletion(1), world.withdrawal(2), world.deletion(9), world.deletion(3))
+    )
     assert leaves_by_kind(said) == {Kind.IMAGE: 9, Kind.DERIVATIVE: 9, Kind.SHARD_ROW: 13, Kind.EMBEDDING: 13}
     ((index,),) = world.sql("select max(log_index) from registration_batch")
     assert (said.catalogue_index, said.excluded, said.sweep_class) == (index, 0, "people")
@@ -227,7 +232,7 @@ async def test_a_hold_that_comes_while_a_plan_is_made_is_not_missed(world: Deplo
         await resume.wait()
         return found
 
-    planner._held = after_looking  # type: ignore[method-assign] # a pause at the worst moment
+    setattr(planner, "_held", after_looking)  # noqa: B010 - a pause at the worst moment; methods are not for assigning
     planning = asyncio.create_task(planner.seal_people())
     await reached.wait()
     holding = asyncio.create_task(world.take(hold))
@@ -242,7 +247,7 @@ async def test_a_hold_that_comes_while_a_plan_is_made_is_not_missed(world: Deplo
 async def waits_for_a_lock(world: Deployment, task: asyncio.Task[None]) -> None:
     """Until the task does, or has ended."""
     async with asyncio.timeout(30):
-        while not task.done() and not world.sql("select from pg_locks where not granted"):
+        while not task.done() and not world.sql("select 1 from pg_locks where not granted"):
             await asyncio.to_thread(world.sql, "select 1")
 
 
@@ -267,7 +272,10 @@ SELECTIONS: dict[str, tuple[request.Selection, set[str]]] = {
     "a source": (request.BySource(source="partner"), {"partner-0", "partner-1", "partner-2"}),
     "a period": (request.ByPeriod(start=DAYS[1], end=DAYS[2]), {"studio-1", "partner-1"}),
     "a period of a source": (request.ByPeriod(source="studio", start=DAYS[0], end=DAYS[2]), {"studio-0", "studio-1"}),
-    "a list": (request.ByList(subjects=(subject(10), subject(12), subject(77))), {"studio-0", "partner-0", "partner-2", "studio-2"}),
+    "a list": (
+        request.ByList(subjects=(subject(10), subject(12), subject(77))),
+        {"studio-0", "studio-2", "partner-0", "partner-2"},
+    ),
 }  # fmt: skip
 
 

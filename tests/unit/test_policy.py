@@ -24,15 +24,19 @@ PERSON: dict[str, Any] = SIGNED | {"subject_ref": SubjectRef("k1.subject00000000
 
 @pytest.mark.parametrize(
     ("regulation", "days"),
-    [(Regulation.GDPR, 30), (Regulation.CCPA, 45), (Regulation.BIPA, 30), (Regulation.AI_ACT, 7), (Regulation.OTHER, 7)],
+    [
+        (Regulation.GDPR, 30),
+        (Regulation.CCPA, 45),
+        (Regulation.BIPA, 30),
+        (Regulation.AI_ACT, 7),
+        (Regulation.OTHER, 7),
+    ],
 )
 def test_the_law_s_clock_runs_from_receipt(regulation: Regulation, days: int) -> None:
     policy = Policy(default_clock=timedelta(days=7))
     due = RECEIVED + timedelta(days=days)
     deletion = request.DeletionRequested(**PERSON, regulation=regulation, received_at=RECEIVED)
-    withdrawal = request.ConsentWithdrawn(
-        **PERSON, regulation=regulation, received_at=RECEIVED, purposes=("training",)
-    )
+    withdrawal = request.ConsentWithdrawn(**PERSON, regulation=regulation, received_at=RECEIVED, purposes=("training",))
     assert policy.due(deletion, ACCEPTED) == policy.due(withdrawal, ACCEPTED) == due
 
 

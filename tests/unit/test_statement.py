@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -91,7 +92,12 @@ def test_a_predicate_counts_under_one_role_only(predicate: Predicate) -> None:
 
 @pytest.mark.parametrize(
     ("step", "role"),
-    [(Step.PRESENCE, Role.RESCANNER), (Step.HIDE, Role.EXECUTOR), (Step.ERASE, Role.EXECUTOR), (Step.ABSENCE, Role.RESCANNER)],
+    [
+        (Step.PRESENCE, Role.RESCANNER),
+        (Step.HIDE, Role.EXECUTOR),
+        (Step.ERASE, Role.EXECUTOR),
+        (Step.ABSENCE, Role.RESCANNER),
+    ],
 )
 def test_who_erases_does_not_say_that_it_is_gone(step: Step, role: Role) -> None:
     assert statement.role_of(PREDICATES[1].model_copy(update={"step": step})) is role
@@ -134,7 +140,7 @@ def test_run_lengths_expand_to_the_outcomes_again(outcomes: list[Outcome]) -> No
     encoded = statement.runs(outcomes)
     assert statement.expand(encoded) == bytes(outcomes)
     assert all(count > 0 for _, count in encoded)
-    assert all(before[0] != after[0] for before, after in zip(encoded[:-1], encoded[1:], strict=True))
+    assert all(before[0] != after[0] for before, after in pairwise(encoded))
 
 
 @given(st.datetimes(timezones=st.just(UTC)))

@@ -14,7 +14,7 @@ from typing import Annotated, Final
 import typer
 
 from expunge import __version__
-from expunge.cli import evidence, keys, models, operate, requests
+from expunge.cli import evidence, keys, models, operate, receipt, requests
 from expunge.cli.console import Exit, error_line
 from expunge.domain.errors import ExpungeError, Misconfigured, Rejected, Retryable
 
@@ -69,6 +69,7 @@ def build(flags: _Flags) -> typer.Typer:
 
     app.add_typer(requests.commands(), name="request")
     evidence.add(app)
+    receipt.add(app)
     app.add_typer(models.commands(), name="models")
     app.add_typer(keys.commands(), name="keys")
     operate.add(app)

@@ -16,6 +16,7 @@ from expunge.cli.console import AsJson, AsJsonLines, Exit, document, finish, say
 from expunge.domain.errors import Rejected
 
 if TYPE_CHECKING:
+    from expunge.domain.opening import ReceiptReport
     from expunge.domain.report import Report
 
 Id = Annotated[str, typer.Argument(metavar="REQUEST", help="request id")]
@@ -96,9 +97,10 @@ def _certificate(app: typer.Typer) -> None:
 def _verify(app: typer.Typer) -> None:
     @app.command(help="Check bundles offline against your own policy file. Exit code 1 when one does not hold.")
     def verify(
-        bundles: Annotated[list[Path], typer.Argument(metavar="BUNDLE...", help="directories or zip files")],
+        bundles: Annotated[list[Path], typer.Argument(metavar="BUNDLE...", help="directories, zip files or receipts")],
         trust: Annotated[Path, typer.Option("--trust", help="your own policy file")],
         sweep: Annotated[Path | None, typer.Option("--sweep", help="files that a sweep's certificates share")] = None,
+        photo: Annotated[Path | None, typer.Option("--photo", help="your own copy, to compare with a receipt")] = None,
         *,
         as_json: AsJsonLines = False,
     ) -> None:
@@ -107,13 +109,13 @@ def _verify(app: typer.Typer) -> None:
         policy = verifier.read_trust(trust)
         reports = []
         for bundle in bundles:
-            report = verifier.verify(bundle, policy, sweep)
+            report = verifier.verify_any(bundle, policy, sweep, photo)
             reports.append(report)
             _show(bundle, report, several=len(bundles) > 1, as_json=as_json)
         finish(Exit.OK if all(report.ok for report in reports) else Exit.NEGATIVE)
 
 
-def _show(bundle: Path, report: Report, *, several: bool, as_json: bool) -> None:
+def _show(bundle: Path, report: Report | ReceiptReport, *, several: bool, as_json: bool) -> None:
     if as_json:
         document({"bundle": str(bundle), "ok": report.ok, **report.model_dump(mode="json")})
         return

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from expunge.domain import cosigning, merkle, note, timestamp
@@ -24,6 +24,9 @@ from expunge.domain.trust import Trust
 STAMP: Final = "log/checkpoint.tsr"
 EARLIER: Final = 16
 """Most earlier checkpoints in a bundle."""
+CLOCKS: Final = timedelta(minutes=5)
+"""How far apart the clocks of a witness or an authority and of an executor may be."""
+NOT_BEFORE: Final = "scope not attested before the first deed"
 _PATH: Final = re.compile(r"log/(?:checkpoint\.tsr|(checkpoints|consistency)/([1-9][0-9]{0,18})|timestamps/([1-9][0-9]{0,18})\.tsr)", re.ASCII)
 
 UNAUTHENTICATED: Final = {
@@ -63,10 +66,6 @@ class Attested:
     last: Attestation
     earlier: tuple[Attestation, ...]
 
-    def covering(self, index: int) -> Attestation | None:
-        """The first earlier checkpoint that covers log entry `index`."""
-        return next((one for one in self.earlier if one.checkpoint.size > index), None)
-
 
 def is_path(path: str) -> bool:
     """Whether a bundle may have this file."""
@@ -86,6 +85,13 @@ def files(
     return found
 
 
+def in_words(one: Attestation) -> str:
+    """Who vouches for a checkpoint, to follow its size; empty for nobody."""
+    names = sorted({cosigned.key.name for cosigned in one.cosignatures})
+    seen = f", cosigned by {', '.join(names)}" if names else ""
+    return seen + (f", time-stamped {one.stamped.isoformat()}" if one.stamped else "")
+
+
 def check(given: Mapping[str, bytes], signed: bytes, trust: Trust) -> Attested:
     """Weigh `signed` (the bundle's checkpoint) and the files of this module. Raises `Tampered`: a bad signature by a
     pinned key, a quorum or a time stamp that the policy asks for and is not there, a checkpoint of another tree."""
@@ -99,6 +105,26 @@ def check(given: Mapping[str, bytes], signed: bytes, trust: Trust) -> Attested:
     if len(sizes) > EARLIER:
         raise Tampered("log/checkpoints", f"expected at most {EARLIER} earlier checkpoints, got {len(sizes)}")
     return Attested(last, tuple(_earlier(given, size, last.checkpoint, trust) for size in sizes))
+
+
+def check_before(
+    attested: Attested, scope: int, deed: tuple[int, datetime] | None, trust: Trust, *, needed: bool
+) -> str:
+    """Check that the scope (log index `scope`) was attested before the first `deed` (log index, stated time), as far as
+    the policy asks for witnesses or time stamps and it is `needed`; what was seen, in words. Raises `Tampered`."""
+    if deed is None or not (trust.quorum or trust.timestamp_authorities):
+        return ""
+    index, at = deed
+    for one in attested.earlier:
+        times = [one.known_by(trust)] if trust.quorum else []
+        times += [one.stamped] if trust.timestamp_authorities else []
+        if scope < one.checkpoint.size <= index and all(time is not None and time <= at + CLOCKS for time in times):
+            return f"scope attested at size {one.checkpoint.size}, before the first deed"
+    if needed:
+        asked = f"{trust.quorum} witnesses" + (" and a time stamp" if trust.timestamp_authorities else "")
+        where = "log/checkpoints"
+        raise Tampered(where, f"expected {asked} on a checkpoint over an order's scope before the first deed, got none")
+    return NOT_BEFORE
 
 
 def _earlier(given: Mapping[str, bytes], size: int, last: Checkpoint, trust: Trust) -> Attestation:

@@ -33,7 +33,8 @@ README: Final = "README.txt"
 
 UNAUTHENTICATED: Final = {
     README: "for people; a verifier never reads it",
-    f"{CERTIFICATE}#not_covered": "the issuer's own words about what it says nothing of; reported as such. The page says the same",
+    **attestation.UNAUTHENTICATED,
+    f"{CERTIFICATE}#not_covered": "the issuer's own words, reported as such; the page repeats them",
 }
 """What may be changed in a bundle without failing verification, and why. The rest is signed, hashed or refused."""
 

@@ -14,7 +14,8 @@ from hashlib import sha256
 from typing import Final, assert_never
 
 from expunge.domain import bundle as bundles
-from expunge.domain import coverage, dsse, merkle, note, statement
+from expunge.domain import attestation, coverage, dsse, merkle, note, statement
+from expunge.domain.attestation import Attested
 from expunge.domain.bundle import Shared
 from expunge.domain.certificate import Certificate
 from expunge.domain.coverage import DEEDS
@@ -31,6 +32,7 @@ from expunge.domain.statement import (
     RegisteredBatch,
     Scope,
     ScopeApproved,
+    ScopeUnwitnessed,
     ScopeVoid,
     Statement,
 )
@@ -83,6 +85,10 @@ def checkpoint(bundle: Shared, trust: Trust) -> note.Checkpoint:
         return note.open_checkpoint(bundle.checkpoint, trust.log_keys, trust.origin)
     except Rejected as error:
         raise Tampered(bundles.CHECKPOINT, str(error)) from error
+
+
+def attested(bundle: Shared, trust: Trust) -> Attested:
+    return attestation.check(bundle.attestations, bundle.checkpoint, trust)
 
 
 # 3
@@ -176,7 +182,7 @@ def _check_about(entry: Entry, certificate: Certificate) -> None:
     """Refuse statements that are about something else, and those that this verifier would not know how to weigh."""
     where = f"statement {entry.index}"
     match entry.predicate:
-        case Chunk() | Completion() | ScopeApproved() | ModelTainted() | MetricVoid() as said:
+        case Chunk() | Completion() | ScopeApproved() | ScopeUnwitnessed() | ModelTainted() | MetricVoid() as said:
             if (said.sweep, said.scope) != (certificate.sweep, certificate.scope):
                 raise Tampered(where, "expected a statement about this sweep's scope, got another's")
         case ModelReplaced() | ModelDestroyed() as said:
@@ -191,6 +197,16 @@ def _check_about(entry: Entry, certificate: Certificate) -> None:
             raise Tampered(where, "expected only statements about this sweep, got another kind")
         case _:
             assert_never(entry.predicate)
+
+
+def check_attested(sweep: Sweep, attested: Attested, trust: Trust) -> str:
+    """Check that pinned parties vouch for the scope before the first deed, where they must; what was seen, in words."""
+    deeds = [(entry.index, said.at) for entry, said in sweep.chunks if said.step in DEEDS]
+    deed = (min(index for index, _ in deeds), min(at for _, at in deeds)) if deeds else None
+    said_so = any(isinstance(entry.predicate, ScopeUnwitnessed) for entry in sweep.entries)
+    needed = sweep.scope.sweep_class == "order"
+    seen = attestation.check_before(attested, sweep.scope_entry.index, deed, trust, needed=needed)
+    return f"{seen}, as a statement says" if said_so and seen == attestation.NOT_BEFORE else seen
 
 
 def _check_presence_first(chunks: Sequence[tuple[Entry, Chunk]]) -> None:

@@ -149,7 +149,9 @@ def _scope(certificate: Certificate, stated: Sequence[Stated]) -> str:
             keys = ", ".join(_code(one) for one in said.approvers)
             rows.append(("Approved on", f"{_time(said.at)}, log entry {index}, by keys {keys}"))
     rows += [("Images", str(claim.images)), ("Artifacts", str(sum(one.leaves for one in claim.trees)))]
-    rows += [(f"Retained for {_e(why.replace('+', ', '))}", str(count)) for why, count in sorted(claim.retained.items())]
+    rows += [
+        (f"Retained for {_e(why.replace('+', ', '))}", str(count)) for why, count in sorted(claim.retained.items())
+    ]
     if claim.erased_earlier:
         rows.append(("Images erased by earlier sweeps", str(claim.erased_earlier)))
     return _section("Scope", rows)
@@ -162,7 +164,11 @@ def _artifacts(certificate: Certificate, stated: Sequence[Stated]) -> str:
     for claimed in certificate.claim.trees:
         one = found[claimed.tree]
         known = scope is not None and claimed.tree < len(scope.trees)
-        name = f"{scope.trees[claimed.tree].kind.value} in {scope.trees[claimed.tree].store}" if known and scope else "tree"
+        name = (
+            f"{scope.trees[claimed.tree].kind.value} in {scope.trees[claimed.tree].store}"
+            if known and scope
+            else "tree"
+        )
         counts = [
             f"{count.artifacts} {count.outcome.name.lower().replace('_', ' ')}"
             for count in certificate.completed.outcomes
@@ -233,7 +239,10 @@ def _model_rows(name: str, stated: Sequence[Stated]) -> Iterator[tuple[str, str]
         match said:
             case ModelTainted() if said.model == name:
                 path = " from ".join(_e(one) for one in said.path)
-                yield f"Affected (log entry {index})", f"{said.images} images of the sweep, {said.direct} direct; {path}"
+                yield (
+                    f"Affected (log entry {index})",
+                    f"{said.images} images of the sweep, {said.direct} direct; {path}",
+                )
             case ModelReplaced() if said.model == name:
                 yield f"Replaced (log entry {index})", f"{_time(said.at)} by {_e(said.successor)}; {_e(said.method)}"
                 yield "Weights (SHA-256)", f"{_code(said.weights)}, successor {_code(said.successor_weights)}"
@@ -256,7 +265,10 @@ def _log(certificate: Certificate, stated: Sequence[Stated], checkpoint: Checkpo
         ("Completion at log entry", "none" if completion is None else str(completion[0])),
     ]
     rows += [
-        (f"Overdue (log entry {index})", f"{_e(said.provision.value)} was due {_time(said.due)}, stated {_time(said.at)}")
+        (
+            f"Overdue (log entry {index})",
+            f"{_e(said.provision.value)} was due {_time(said.due)}, stated {_time(said.at)}",
+        )
         for index, said in stated
         if isinstance(said, Overdue)
     ]

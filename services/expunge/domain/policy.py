@@ -23,7 +23,9 @@ class Policy:
     `window`: how long accepted requests wait for company; `sweep_requests`: most requests in one sweep;
     `approval_images`: a person's request over this many images needs approval like an order; `approvers`: how many
     different people approve; `approval_time`: an unapproved scope is void after this; `attempts`: erase attempts before
-    an artifact is failed; `max_taint_age`: how long a tainted model may serve (ARCHITECTURE.md section 6).
+    an artifact is failed; `max_taint_age`: how long a tainted model may serve (ARCHITECTURE.md section 6);
+    `witness_quorum`, `timestamped`: what a checkpoint over an order's scope must have before anything is erased (none: 0);
+    `witness_wait`: how long a person's scope waits for the same, from its sealing, before it goes ahead and says so.
     """
 
     version: str = "1"
@@ -36,6 +38,9 @@ class Policy:
     default_clock: timedelta = timedelta(days=30)
     max_taint_age: timedelta = timedelta(days=14)
     clock_skew: timedelta = timedelta(minutes=5)
+    witness_quorum: int = 0
+    timestamped: bool = False
+    witness_wait: timedelta = timedelta(seconds=2)
 
     def due(self, request: Request, accepted: datetime) -> datetime:
         """When the data provision must be closed."""

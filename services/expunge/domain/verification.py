@@ -2,11 +2,13 @@
 believed before something pinned has vouched for it. Needs only the light core: no database, no Kafka, no numpy.
 
 1. Policy: the certificate is of the issuer that the policy names, and the bundle holds what a bundle holds.
-2. Checkpoint: the log's signature and origin; its size and root are used from here on.
+2. Checkpoint: the log's signature and origin; its size and root are used from here on. Cosigned by as many pinned
+   witnesses, and time-stamped by a pinned authority, as the policy asks; earlier checkpoints in the bundle are its prefix.
 3. Inclusion: every statement is in the log under that checkpoint, at the index it is listed with.
 4. Signatures: every statement is signed by a pinned key of the only role (and store) that may make it, valid then.
 5. Order: one scope statement, the one the certificate names, logged before all else; presence before each deed on a
-   chunk; an order approved by two before any deed; one completion statement for the certificate's round.
+   chunk; an order approved by two before any deed, and its scope under a checkpoint that witnesses and authorities, as
+   far as the policy asks for them, vouched for before any deed; one completion statement for the certificate's round.
 6. Coverage: the chunks of each tree recombine to the tree's root; each step's attempts follow from each other, sum to
    their chunk and cover only what was left open; every chunk that the claim touches has gone through all steps.
 7. Claim: it opens in the scope's tree of requests, and the certificate's indices are those it fixed.
@@ -25,7 +27,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 
-from expunge.domain import accounting, evidence, note, page
+from expunge.domain import accounting, attestation, evidence, note, page
 from expunge.domain import bundle as bundles
 from expunge.domain.accounting import Counts
 from expunge.domain.certificate import Certificate
@@ -68,7 +70,9 @@ def verify(files: Mapping[str, bytes], trust: Trust) -> Report:
         passed(f"certificate by {trust.issuer}; {len(trust.keys)} keys pinned")
         # 2. Checkpoint
         checkpoint = evidence.checkpoint(bundle, trust)
-        passed(f"log {checkpoint.origin} at size {checkpoint.size}")
+        attested = evidence.attested(bundle, trust)
+        stated = attestation.in_words(attested.last)
+        passed(f"log {checkpoint.origin} at size {checkpoint.size}{stated}")
         # 3. Inclusion
         evidence.check_inclusion(bundle, checkpoint)
         passed(f"{len(bundle.statements)} statements are in the log")
@@ -77,8 +81,10 @@ def verify(files: Mapping[str, bytes], trust: Trust) -> Report:
         passed(f"{len(entries)} statements signed under their roles")
         # 5. Order
         sweep = evidence.sorted_out(entries, certificate, trust)
+        seen = evidence.check_attested(sweep, attested, trust)
         passed(
             f"scope at index {sweep.scope_entry.index} before every deed, completion at {sweep.completion_entry.index}"
+            + (f"; {seen}" if seen else "")
         )
         # 6. Coverage
         chunks = accounting.folded(sweep)

@@ -10,9 +10,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -52,6 +52,7 @@ class ServerCommand:
     stop_signal: signal.Signals
     grace: float
     identity: Identity | None = None
+    environment: Mapping[str, str] = field(default_factory=lambda: SERVER_ENVIRONMENT)
 
 
 class ServerProcess:
@@ -78,7 +79,7 @@ class ServerProcess:
                 stderr=log,
                 bufsize=0,  # a letter is sent at once, and none is left to fail when the pipe is closed
                 cwd=command.cwd,
-                env=SERVER_ENVIRONMENT,
+                env=dict(command.environment),
                 start_new_session=True,
             )
         if guardian.stdout is None:
@@ -107,9 +108,11 @@ class ServerProcess:
                 raise ServerFailed(f"{self._command.argv[0]} not ready in {limit:g} s: {_tail(self._command.log)}")
             time.sleep(0.02)
 
-    def stop(self) -> None:
-        """Ask it to end, and make it end after the grace. Idempotent; returns when all of its processes are gone."""
+    def stop(self) -> int:
+        """Ask it to end, and make it end after the grace. Idempotent; returns when all of its processes are gone: its
+        exit status, 128 + signal if it was killed."""
         self._order(b"s")
+        return self._guardian.returncode
 
     def kill(self) -> None:
         """SIGKILL to the server and what it leaves behind, as a crash would end it. Idempotent, returns as `stop`."""

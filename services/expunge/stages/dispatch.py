@@ -1,8 +1,9 @@
 """Dispatch: published scopes become work orders, and each run of chunks goes from step to step.
 
 A run is a stretch of chunks of one tree. It travels alone: presence, hide (only where erasing rewrites a unit), erase,
-absence, done. Nothing is ordered before its scope is published, and an order's not before it is approved. Statements
-that executors signed are put into the log here, in the transaction that orders the next step.
+absence, done. Nothing is ordered before its scope is published (and witnessed and time-stamped, as far as the policy
+asks), and an order's not before it is approved. Statements that executors signed are put into the log here, in the
+transaction that orders the next step.
 """
 
 from __future__ import annotations
@@ -67,16 +68,25 @@ class Dispatch:
 
     async def published(self, size: int, tx: Tx) -> int:
         """Order the first step of every sweep whose scope the checkpoint of `size` covers; how many sweeps that is.
-        Orders that lack approval ask for it."""
+        Orders that lack approval ask for it. Where the policy asks for witnesses or a time stamp, orders wait for them,
+        and people a set time."""
         at = self._clock()
-        go, ask = [], []
-        for sweep_id, kind, state, digest, images, trees, _expires, approved in await tx.fetch(
+        attested, cosigned = await self._attested(size, tx)
+        go, ask, alone = [], [], []
+        for sweep_id, kind, state, digest, images, trees, scope_index, sealed_at, approved in await tx.fetch(
             "dispatch_publishable", size=size
         ):
-            if kind == "people" or (approved is not None and approved < size):
-                go.append(sweep_id)
+            if kind == "people":
+                if scope_index < attested:
+                    go.append(sweep_id)
+                elif at - sealed_at >= self._policy.witness_wait:
+                    alone.append((sweep_id, digest))
+            elif approved is not None and approved < size:
+                if scope_index < attested:
+                    go.append(sweep_id)
             elif state == SweepState.SEALED:
                 ask.append((sweep_id, digest, images, trees))
+        go += [one[0] for one in alone]
         for sweep_id, digest, images, trees in ask:
             ((request_id,),) = await tx.fetch("dispatch_request_of", sweep_id=sweep_id)
             counts = tuple(
@@ -101,7 +111,32 @@ class Dispatch:
                 for row in await tx.fetch("dispatch_start", ids=go)
             ]  # fmt: skip
             await self._order(tx, runs)
+        await self._log_unwitnessed(tx, alone, cosigned, at)
         return len(go)
+
+    async def newly_attested(self, tx: Tx) -> int:
+        """As `published`, for what waited for witnesses or the time stamp and need not wait any more."""
+        ((size,),) = await tx.fetch("dispatch_published_size")
+        return await self.published(size, tx)
+
+    async def _attested(self, size: int, tx: Tx) -> tuple[int, int]:
+        """Size of the newest checkpoint that has what the policy asks for, and the cosignatures of the newest."""
+        if not (self._policy.witness_quorum or self._policy.timestamped):
+            return size, 0
+        ((attested, cosigned),) = await tx.fetch("dispatch_attested")
+        return attested, cosigned
+
+    async def _log_unwitnessed(self, tx: Tx, sweeps: Sequence[tuple[UUID, bytes]], cosigned: int, at: datetime) -> None:
+        """Say of people's sweeps that they did not wait any longer."""
+        entries = []
+        for sweep_id, digest in sweeps:
+            predicate = statement.ScopeUnwitnessed(
+                sweep=str(sweep_id), scope=digest.hex(), quorum=self._policy.witness_quorum, cosigned=cosigned,
+                timestamped=False, at=statement.instant(at),
+            )  # fmt: skip
+            payload = statement.payload(predicate, {"scope": digest.hex()})
+            entries.append((predicate.type, self._signer.sign(payload, statement.PAYLOAD_TYPE)))
+        await log(tx, entries)
 
     async def _set(self, tx: Tx, ids: Sequence[UUID], state: SweepState, at: datetime) -> None:
         if ids:

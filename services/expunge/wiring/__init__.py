@@ -26,6 +26,7 @@ from expunge.adapters.stores.table import open_reader, open_store, rewrites_unit
 from expunge.chunks.scopes import Scopes
 from expunge.domain import statement
 from expunge.domain.errors import Misconfigured
+from expunge.domain.note import NoteKey
 from expunge.domain.events import AuditPassed
 from expunge.domain.words import Role
 from expunge.pipeline import WORKERS
@@ -37,7 +38,7 @@ from expunge.stages.dispatch import Dispatch
 from expunge.stages.intake import Intake
 from expunge.stages.invalidate import Invalidate
 from expunge.stages.plan import Plan
-from expunge.stages.prove import Prove
+from expunge.stages.prove import Attest, Prove
 from expunge.stages.purge import Purge
 from expunge.stages.register import Register
 from expunge.stages.rescan import Rescan
@@ -139,6 +140,37 @@ class Deployment:
     def worker_directory(self, worker: str) -> Path:
         """State of one worker instance that may be lost."""
         return self.settings.data / "workers" / f"{worker}-{self.settings.instance}"
+
+    @property
+    def attests(self) -> bool:
+        """Whether others vouch for checkpoints: witnesses, or a time stamping authority."""
+        return bool(self.settings.witnesses or self.settings.timestamp_url)
+
+    def attest(self) -> Attest | None:
+        """Who asks them, if anybody is to be asked."""
+        settings = self.settings
+        if not self.attests:
+            return None
+        seconds = settings.witness_timeout_seconds
+        witnesses = []
+        timestamper = None
+        if settings.witnesses:
+            from expunge.adapters.witness.http import HttpWitness
+
+            witnesses = [HttpWitness(one.url, one.key, timeout_seconds=seconds) for one in settings.witnesses]
+        if settings.timestamp_url:
+            from expunge.adapters.timestamp.http import HttpTimestamper
+
+            timestamper = HttpTimestamper(settings.timestamp_url, timeout_seconds=seconds)
+        return Attest(
+            ledger=self.ledger,
+            store=self.tiles,
+            key=NoteKey.log(settings.origin, self.signers.log_key().public),
+            witnesses=witnesses,
+            quorum=self.policy.witness_quorum,
+            timestamper=timestamper,
+            timeout_seconds=seconds,
+        )
 
     def executors(self) -> dict[str, Signer]:
         """One signer per store."""
@@ -316,6 +348,7 @@ def _coordinate(deployment: Deployment, wake: asyncio.Event) -> _Stages:
         key=deployment.signers.log_key(),
         origin=deployment.settings.origin,
         clock=now,
+        attested=deployment.attests,
     )
     dispatch = Dispatch(signer=scope_signer, clock=now, policy=policy, rewrites_unit=deployment.rewrites_unit)
     certify = Certify(
@@ -327,8 +360,10 @@ def _coordinate(deployment: Deployment, wake: asyncio.Event) -> _Stages:
         not_covered=deployment.settings.not_covered,
     )
 
+    made: list[Coordinator] = []
+
     def turns(host: DeliveryHost) -> Background:
-        return Coordinator(
+        coordinator = Coordinator(
             ledger=deployment.ledger,
             plan=plan,
             prove=prove,
@@ -338,10 +373,17 @@ def _coordinate(deployment: Deployment, wake: asyncio.Event) -> _Stages:
             clock=now,
             publish_outbox=host.publish_outbox,
             wake=wake,
-        ).run
+            attest=deployment.attest(),
+        )
+        made.append(coordinator)
+        return coordinator.run
+
+    def attesting(_: DeliveryHost) -> Background:
+        return made[0].attesting
 
     requests, outcomes = (topic.name for topic in WORKERS["coordinate"].consumes)
-    return {requests: [intake], outcomes: [dispatch, certify]}, [turns], {}
+    loops = [turns, attesting] if deployment.attests else [turns]
+    return {requests: [intake], outcomes: [dispatch, certify]}, loops, {}
 
 
 def _audit(deployment: Deployment) -> Callable[[DeliveryHost], Background]:
@@ -364,4 +406,3 @@ def _audit(deployment: Deployment) -> Callable[[DeliveryHost], Background]:
         return run
 
     return timer
-

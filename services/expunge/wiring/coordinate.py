@@ -22,9 +22,11 @@ from expunge.ports import Clock, Ledger, Tx
 from expunge.stages.certify import Certify
 from expunge.stages.dispatch import Dispatch
 from expunge.stages.plan import ORDER, PEOPLE, Plan
-from expunge.stages.prove import Prove
+from expunge.stages.prove import Attest, Prove
 
 IDLE_SECONDS: Final = 0.5
+ATTEST_SECONDS: Final = 1.0
+"""How long after a round that lacked an answer the witnesses are asked again; a new checkpoint asks at once."""
 REDRIVE_SECONDS: Final = 1.0
 STALLED_SECONDS: Final = 30.0
 """A run of chunks that has not moved for this long is ordered again."""
@@ -46,11 +48,17 @@ class Coordinator:
     clock: Clock
     publish_outbox: Callable[[], Awaitable[int]]
     wake: asyncio.Event = field(default_factory=asyncio.Event)
+    attest: Attest | None = None
+    """Where the settings name witnesses or a time stamping authority; nothing waits without."""
+    _published: asyncio.Event = field(default_factory=asyncio.Event)
     _redriven: float = 0.0
     _gauged: float = 0.0
 
     async def run(self) -> None:
         """Turn until cancelled. A passing fault of the database waits; anything else ends the process."""
+        await self.prove.check()
+        if self.attest is not None:
+            await self.attest.check()
         while True:
             try:
                 moved = await self.turn()
@@ -69,14 +77,40 @@ class Coordinator:
         moved = await self._seal()
         published = await self.prove.publish()
         if published is None:
-            return moved
+            return await self._attested() or moved
         async with self.ledger.transaction() as tx:
             await self.prove.record(published, tx)
             await self.dispatch.published(published.size, tx)
             await self.certify.issue(published.size, tx)
         metrics.LOG_SIZE.set(published.size)
+        self._published.set()
         await self.publish_outbox()
         return True
+
+    async def _attested(self) -> bool:
+        """Order what waited for witnesses or the time stamp; whether anything did."""
+        if self.attest is None:
+            return False
+        async with self.ledger.transaction() as tx:
+            ordered = await self.dispatch.newly_attested(tx)
+        if ordered:
+            await self.publish_outbox()
+        return bool(ordered)
+
+    async def attesting(self) -> None:
+        """Have checkpoints attested until cancelled, beside `run`: what is slow here holds up no turn."""
+        if self.attest is None:
+            return
+        while True:
+            self._published.clear()
+            try:
+                done = await self.attest.attest()
+            except Retryable as error:
+                _log.warning("attesting waits", reason=str(error))
+                done = False
+            self.wake.set()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._published.wait(), None if done else ATTEST_SECONDS)
 
     async def _seal(self) -> bool:
         waiting = await self.plan.waiting()

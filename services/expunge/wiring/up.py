@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 import urllib.error
@@ -27,12 +26,13 @@ from expunge.adapters.ledger.postgres import migrate
 from expunge.domain.errors import ExpungeError
 from expunge.embedded.kafka import EmbeddedKafka
 from expunge.embedded.postgres import EmbeddedPostgres
+from expunge.embedded.process import ServerCommand, ServerProcess
 from expunge.pipeline import WORKERS
 from expunge.settings import Settings
 from expunge.wiring import Deployment
 
 START_SECONDS = 60.0
-STOP_SECONDS = 15.0
+STOP_SECONDS = 10.0
 
 
 class WorkerFailed(ExpungeError):  # noqa: N818 - as ServerFailed
@@ -53,7 +53,7 @@ class Embedded:
         self._names = workers
         self._durable = durable
         self._overrides = dict(overrides or {})
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._processes: dict[str, ServerProcess] = {}
         self.postgres: EmbeddedPostgres
         self.kafka: EmbeddedKafka
         self.settings: Settings
@@ -112,7 +112,7 @@ class Embedded:
             self.wait_ready(name)
             progress(f"worker {name} is ready")
 
-    def start_worker(self, name: str, instance: str = "0") -> subprocess.Popen[bytes]:
+    def start_worker(self, name: str, instance: str = "0") -> ServerProcess:
         """Start one worker instance; it may not be ready yet."""
         key = name if instance == "0" else f"{name}-{instance}"
         state = self.settings.data / "workers" / f"{name}-{instance}"
@@ -124,11 +124,16 @@ class Embedded:
         environment |= self.settings.model_copy(update={"instance": instance}).environment()
         # Workers do small linear algebra at most; one BLAS thread each keeps two cores for everybody.
         environment |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-        with (logs / f"{key}.log").open("ab") as log:
-            process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-                [sys.executable, "-m", "expunge.wiring.run", name],
-                env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-            )  # fmt: skip
+        process = ServerProcess.spawn(
+            ServerCommand(
+                argv=(sys.executable, "-m", "expunge.wiring.run", name),
+                cwd=self.directory,
+                log=logs / f"{key}.log",
+                stop_signal=signal.SIGTERM,
+                grace=STOP_SECONDS,
+                environment=environment,
+            )
+        )
         self._processes[key] = process
         return process
 
@@ -137,7 +142,7 @@ class Embedded:
         key = name if instance == "0" else f"{name}-{instance}"
         deadline = time.monotonic() + START_SECONDS
         while not self._answers(name, instance):
-            if self._processes[key].poll() is not None or time.monotonic() > deadline:
+            if not self._processes[key].running or time.monotonic() > deadline:
                 message = f"worker {name} did not become ready; see {self.directory / 'logs' / (key + '.log')}"
                 raise WorkerFailed(message)
             time.sleep(0.05)
@@ -163,26 +168,20 @@ class Embedded:
 
     def ended(self) -> list[str]:
         """Workers that have ended."""
-        return [name for name, process in self._processes.items() if process.poll() is not None]
+        return [name for name, process in self._processes.items() if not process.running]
 
     def kill_worker(self, name: str) -> None:
         """SIGKILL, for tests of crashes."""
-        process = self._processes.pop(name)
-        process.kill()
-        process.wait()
+        self._processes.pop(name).kill()
+
+    def stop_worker(self, name: str) -> int:
+        """SIGTERM, and SIGKILL if it has not gone after 10 s; its exit status (128 + 9 if it was killed)."""
+        return self._processes.pop(name).stop()
 
     def stop_workers(self) -> None:
-        """SIGTERM to all, SIGKILL to what has not gone after 15 s."""
-        for process in self._processes.values():
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-        deadline = time.monotonic() + STOP_SECONDS
-        for process in self._processes.values():
-            try:
-                process.wait(max(0.1, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        """Stop all, at once."""
+        with ThreadPoolExecutor(max(1, len(self._processes))) as pool:
+            list(pool.map(ServerProcess.stop, self._processes.values()))
         self._processes.clear()
 
     def stop(self) -> None:

@@ -350,7 +350,10 @@ insert into log_head (next) values (0);
 create table log_checkpoint (
     size bigint primary key,
     root bytea not null,
-    note bytea
+    note bytea,                               -- with the cosignatures that came in
+    cosigned smallint not null default 0,     -- witnesses whose cosignature it has
+    token bytea,                              -- RFC 3161 TimeStampResp over the note
+    attested boolean not null default false   -- has all that the settings ask for: quorum, and time stamp where it is wanted
 );
 
 create table audit_head (                     -- how far stage audit has checked the log's files

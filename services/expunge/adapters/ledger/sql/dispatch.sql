@@ -1,10 +1,17 @@
 -- Stage dispatch: published scopes become work, and each run of chunks goes from step to step.
 
 -- name: dispatch_publishable
-select sweep_id, class, state, scope_digest, images, trees, expires_at, approved_index from sweep
+select sweep_id, class, state, scope_digest, images, trees, scope_index, sealed_at, approved_index from sweep
 where (state = 'sealed' and scope_index < %(size)s)
    or (state = 'awaiting-approval' and approved_index is not null and approved_index < %(size)s)
 order by scope_index for update
+
+-- name: dispatch_attested
+select coalesce((select max(size) from log_checkpoint where attested), 0),
+       coalesce((select cosigned from log_checkpoint where note is not null order by size desc limit 1), 0)
+
+-- name: dispatch_published_size
+select coalesce(max(size), 0) from log_checkpoint where note is not null
 
 -- name: dispatch_set_state
 update sweep set state = %(state)s, moved_at = clock_timestamp(),

@@ -21,4 +21,23 @@ insert into log_checkpoint (size, root) values (%(size)s, %(root)s) on conflict 
 select root from log_checkpoint where size = %(size)s
 
 -- name: prove_signed
-update log_checkpoint set note = %(note)s where size = %(size)s and note is null
+update log_checkpoint set note = %(note)s, attested = %(attested)s where size = %(size)s and note is null
+
+-- name: prove_note
+select note from log_checkpoint where size = %(size)s
+
+-- The newest checkpoint, and whether it covers scopes or completions that no attested one does.
+-- name: attest_newest
+with newest as (select size, note, token, attested from log_checkpoint where note is not null order by size desc limit 1)
+select size, note, token, attested, exists (
+    select from log_entry l where l.predicate in ('urn:expunge:scope:v1', 'urn:expunge:completion:v1')
+      and l.index < newest.size
+      and l.index >= (select coalesce(max(c.size), 0) from log_checkpoint c where c.attested and c.size < newest.size))
+from newest
+
+-- name: attest_record
+update log_checkpoint set note = %(note)s, cosigned = %(cosigned)s, token = %(token)s, attested = %(attested)s
+where size = %(size)s and note is not null and not attested and cosigned <= %(cosigned)s
+
+-- name: attest_size
+select coalesce(max(size), 0) from log_checkpoint

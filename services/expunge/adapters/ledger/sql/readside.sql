@@ -33,7 +33,8 @@ with about as (
     union select log_index from round where sweep_id = %(sweep_id)s
     union select resolved_index from taint where sweep_id = %(sweep_id)s and resolved_index is not null
     union select l.index from log_entry l
-          where l.predicate in ('urn:expunge:model-tainted:v1', 'urn:expunge:metric-void:v1', 'urn:expunge:overdue:v1')
+          where l.predicate in ('urn:expunge:model-tainted:v1', 'urn:expunge:metric-void:v1', 'urn:expunge:overdue:v1',
+                              'urn:expunge:scope-unwitnessed:v1')
             and l.index > (select scope_index from sweep where sweep_id = %(sweep_id)s)
             and convert_from(decode(convert_from(l.entry, 'UTF8')::jsonb ->> 'payload', 'base64'), 'UTF8')::jsonb
                 -> 'predicate' ->> 'sweep' = %(sweep_id)s::text
@@ -42,6 +43,9 @@ select l.index, l.entry from log_entry l join about using (index) where l.index 
 
 -- name: readside_covered
 select tree, count(distinct chunk) from outcome where sweep_id = %(sweep_id)s and log_index is not null group by tree
+
+-- name: readside_bucket
+select bucket from sweep where sweep_id = %(sweep_id)s
 
 -- name: readside_models
 select m.name, m.status, m.metric_void, p.name, r.name, m.clean_at, m.at,

@@ -1,8 +1,10 @@
-"""Prove: statements that are rows become log entries under a published checkpoint.
+"""The log's appender: statements that are rows become log entries under a published checkpoint.
 
-1. read what the rows hold beyond the last checkpoint, 2. record the new size and root and commit, 3. write tiles and sign
-the checkpoint (fsync), 4. record the note, and announce what it covers. Signing follows the commit of (size, root), and
-tiles derive from rows that never change, so a paused appender that wakes up can only write the same bytes again.
+1. read what the rows hold beyond the last checkpoint, 2. record the new size and root and commit, 3. sign the checkpoint,
+write tiles, archive it, publish it (fsync each), 4. record the note, and announce what it covers. Signing follows the
+commit of (size, root), and tiles derive from rows that never change, so a paused appender that wakes up can only write
+the same bytes again; publishing compares and swaps, so that it takes no newer checkpoint back. Nothing is signed while
+the rows are not those that the published checkpoint promises, as after restoring an old database.
 Spec: C2SP tlog-tiles, tlog-checkpoint.
 """
 
@@ -16,7 +18,7 @@ from typing import Any, Final
 from expunge.domain import events, tiles
 from expunge.domain.dsse import SigningKey
 from expunge.domain.errors import Tampered
-from expunge.domain.merkle import HASH_BYTES, Frontier
+from expunge.domain.merkle import EMPTY_ROOT, HASH_BYTES, Frontier
 from expunge.domain.note import Checkpoint, NoteKey, open_checkpoint, sign_checkpoint
 from expunge.ports import Clock, Ledger, TileStore, Tx
 from expunge.record import emit
@@ -38,16 +40,18 @@ class Published:
 
 
 class Prove:
-    """The log's appender. `origin`: the log's name (C2SP: a schema-less URL), also its key name."""
+    """The log's appender. `origin`: the log's name (C2SP: a schema-less URL), also its key name. `attested`: whether a
+    checkpoint needs witnesses or a time stamp (`attest`) before it counts as attested."""
 
     def __init__(
-        self, *, ledger: Ledger, store: TileStore, key: SigningKey, origin: str, clock: Clock
+        self, *, ledger: Ledger, store: TileStore, key: SigningKey, origin: str, clock: Clock, attested: bool = False
     ) -> None:  # fmt: skip
         self._ledger = ledger
         self._store = store
         self._key = key
         self._origin = origin
         self._clock = clock
+        self._attested = attested
         self._frontier = Frontier()
 
     async def publish(self) -> Published | None:
@@ -61,6 +65,8 @@ class Prove:
             size = intended if intended > signed else next_index
             if not locked or size == signed:
                 return None
+            # The lock came first: whoever published has intended before, and those rows are visible.
+            await self._check_published(tx, next_index, await asyncio.to_thread(self._published))
             await self._catch_up(tx, signed)
             rows = await tx.fetch("prove_entries", first=signed, end=size)
             if len(rows) != size - signed:
@@ -83,7 +89,7 @@ class Prove:
 
     async def record(self, published: Published, tx: Tx) -> None:
         """Step 4: record the note and announce the statements, in the caller's transaction."""
-        await tx.execute("prove_signed", size=published.size, note=published.note)
+        await tx.execute("prove_signed", size=published.size, note=published.note, attested=not self._attested)
         sealed = [
             events.ProofSealed(
                 origin=self._origin, size=published.size, statements=published.statements[at : at + PER_EVENT]
@@ -102,6 +108,48 @@ class Prove:
                 self._frontier.append(flat[at : at + HASH_BYTES])
         if self._frontier.size != size:
             raise Tampered("log", f"expected rows of {size} entries, got {self._frontier.size}")
+        recorded = await tx.fetch("prove_root", size=size) if size else [(EMPTY_ROOT,)]
+        if recorded != [(self._frontier.root(),)]:
+            raise Tampered("log", f"expected the root that was signed for size {size}, got another from the rows")
+
+    async def check(self) -> int | None:
+        """At start: compare the rows with what was published, and finish what a crash left; the published size, if any.
+
+        Files behind the rows (lost, or restored from an older copy) are written anew from them. Raises `Tampered` when
+        the rows are behind the files.
+        """
+        async with self._ledger.transaction() as tx:
+            ((locked,),) = await tx.fetch("prove_lock")
+            ((next_index, signed, _intended),) = await tx.fetch("prove_state")
+            if not locked:
+                return None  # somebody else is appending, and checks
+            published = await asyncio.to_thread(self._published)
+            await self._check_published(tx, next_index, published)
+            await self._catch_up(tx, signed)
+            first = 0 if published is None else published.size
+            if first < signed:
+                rows = await tx.fetch("prove_entries", first=first, end=signed)
+                ((note,),) = await tx.fetch("prove_note", size=signed)
+                await asyncio.to_thread(self._write, first, rows, note)
+        return signed or None
+
+    async def _check_published(self, tx: Tx, held: int, published: Checkpoint | None) -> None:
+        if published is None or published.size == 0:
+            return
+        if published.size > held:
+            raise Tampered(
+                "log",
+                f"the published checkpoint promises {published.size} entries, the database holds {held}: it was restored "
+                "from an older backup. Nothing was signed. Stop all workers and run `expunge log recover`, which puts the "
+                "missing entries back from the log's files, or restore a newer backup",
+            )
+        if await tx.fetch("prove_root", size=published.size) != [(published.root,)]:
+            raise Tampered(
+                "log",
+                f"the database's first {published.size} entries are not those of the published checkpoint: it was restored "
+                "from an older backup and went on. Nothing was signed. Restore a newer backup, or begin a new log under "
+                "another origin: this one can only be read",
+            )
 
     def _write(self, old: int, rows: Sequence[tuple[Any, ...]], note: bytes) -> None:
         def fetch(path: str) -> bytes:
@@ -119,16 +167,25 @@ class Prove:
                 kept = tiles.parse_bundle(fetch(before.path), before.width)
             added = [row[3] for row in rows[max(bundle.start - old, 0) : bundle.end - old]]
             files[bundle.path] = tiles.bundle_bytes([*kept, *added])
+        # Tiles are durable before the checkpoint that promises them, and so is the archive.
         self._store.write(files)
-        # Tiles are durable before the checkpoint that promises them. An appender that was paused never takes a newer
-        # one back.
-        if size > self._published_size():
-            self._store.write({"checkpoint": note})
+        self._store.swap(f"checkpoints/{size}", note, None)
+        while True:
+            current = self._current()
+            if current is not None and self._open(current).size >= size:
+                return
+            if self._store.swap("checkpoint", note, current):
+                return
 
-    def _published_size(self) -> int:
+    def _published(self) -> Checkpoint | None:
+        current = self._current()
+        return None if current is None else self._open(current)
+
+    def _current(self) -> bytes | None:
         try:
-            current = self._store.read("checkpoint")
+            return self._store.read("checkpoint")
         except FileNotFoundError:
-            return -1
-        verifier = NoteKey.log(self._origin, self._key.public)
-        return open_checkpoint(current, [verifier], self._origin).size
+            return None
+
+    def _open(self, note: bytes) -> Checkpoint:
+        return open_checkpoint(note, [NoteKey.log(self._origin, self._key.public)], self._origin)

@@ -1,0 +1,1 @@
+"""Witnesses: other people's cosigners (C2SP tlog-witness)."""
