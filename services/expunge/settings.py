@@ -70,7 +70,7 @@ class Settings(BaseSettings):
     attempts: Annotated[int, Field(ge=1, le=20)] = 5
     max_taint_days: Annotated[int, Field(ge=0)] = 14
     inline_leaves: Annotated[int, Field(ge=1)] = Field(
-        default=32_768, description="work orders of more leaves run as leased tasks"
+        default=131_072, description="work orders of more leaves run as leased tasks"
     )
     audit_seconds: Annotated[float, Field(gt=0)] = 60.0
     witnesses: tuple[WitnessSetting, ...] = Field(

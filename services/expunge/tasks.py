@@ -79,15 +79,19 @@ async def run_tasks(
     ledger: Ledger,
     kinds: Mapping[str, Work],
     stop: asyncio.Event,
+    wake: asyncio.Event | None = None,
     finished: Callable[[], Awaitable[None]] | None = None,
     lease_seconds: float = LEASE_SECONDS,
     poll_seconds: float = POLL_SECONDS,
 ) -> None:
     """Run tasks of these kinds, one after another, until `stop` is set (then the one under way is given back).
 
-    `finished` is called after each commit: publish the outbox there.
+    `wake` is set by whoever may have put a task that is due: it need not wait for the next look. `finished` is called
+    after each commit: publish the outbox there.
     """
+    wake = wake or asyncio.Event()
     while not stop.is_set():
+        wake.clear()
         try:
             ran = await run_one(ledger=ledger, kinds=kinds, stop=stop, lease_seconds=lease_seconds)
         except Retryable:
@@ -96,8 +100,17 @@ async def run_tasks(
         if ran and finished is not None:
             await finished()
         if not ran:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), poll_seconds)
+            await _any_of(stop, wake, seconds=poll_seconds)
+
+
+async def _any_of(*events: asyncio.Event, seconds: float) -> None:
+    """Until one of them is set, or for so long."""
+    waits = [asyncio.create_task(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for one in waits:
+            one.cancel()
 
 
 async def run_one(

@@ -53,11 +53,13 @@ class Task(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Acted:
-    """What a batch came to; `Eraser.record` and the stage's `commit` take it from here."""
+    """What a batch came to; `Eraser.record` and the stage's `commit` take it from here. `beyond`: orders that exceed the
+    bound; `later`: orders that met with trouble."""
 
     rows: list[Row] = field(default_factory=list)
     done: list[Recorded] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
+    beyond: list[WorkOrdered] = field(default_factory=list)
     later: list[WorkOrdered] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
 
@@ -150,7 +152,7 @@ class Eraser:
     async def record(self, acted: Acted, tx: Tx) -> None:
         """Outcome rows, tasks, and the end of the leases, in the transaction that emits the events."""
         await work_orders.put(tx, acted.rows)
-        await work_orders.defer(tx, self.task_kind, acted.later)
+        await work_orders.defer(tx, self.task_kind, beyond=acted.beyond, later=acted.later)
         if acted.tokens:
             await tx.execute("execute_release", tokens=acted.tokens, holder=self._holder)
 
@@ -170,7 +172,7 @@ class Eraser:
             if leaves <= self._inline_leaves:
                 inline.append(claim)
             else:
-                acted.later.append(claim.order)
+                acted.beyond.append(claim.order)
         return inline
 
     def _read(self, claims: Iterable[Claim], acted: Acted) -> list[Doing]:

@@ -33,7 +33,7 @@ UNSETTLED: Final = (Outcome.OPEN, Outcome.BLOCKED, Outcome.PRESENT)
 """Outcomes after which a later attempt covers the leaf again."""
 
 DEFER_SECONDS: Final = 1.0
-"""How long what could not be done at once waits at first."""
+"""How long what met with trouble waits at first."""
 
 log = structlog.get_logger(__name__)
 
@@ -199,16 +199,18 @@ def tell(refusals: Iterable[Refusal]) -> None:
         log.error("order refused", action="refuse", reason=one.code, sweep=one.order.sweep_id, step=one.order.step)
 
 
-async def defer(tx: Tx, kind: str, orders: Sequence[WorkOrdered], *, seconds: float = DEFER_SECONDS) -> None:
-    """Leave orders for the task runner. One that is there already stays as it is."""
-    if orders:
-        await tx.execute(
-            "execute_defer",
-            kind=kind,
-            keys=[key_of(order) for order in orders],
-            inputs=[order.model_dump_json() for order in orders],
-            seconds=seconds,
-        )
+async def defer(tx: Tx, kind: str, *, beyond: Sequence[WorkOrdered], later: Sequence[WorkOrdered]) -> None:
+    """Leave orders for the task runner: `beyond` the bound, to be done at once, or `later`, because of some trouble.
+    One that is there already stays as it is."""
+    for orders, seconds in ((beyond, 0.0), (later, DEFER_SECONDS)):
+        if orders:
+            await tx.execute(
+                "execute_defer",
+                kind=kind,
+                keys=[key_of(order) for order in orders],
+                inputs=[order.model_dump_json() for order in orders],
+                seconds=seconds,
+            )
 
 
 async def put(tx: Tx, rows: Sequence[Row]) -> None:

@@ -14,7 +14,7 @@ from typing import Annotated, Final
 import typer
 
 from expunge import __version__
-from expunge.cli import evidence, keys, models, operate, receipt, requests
+from expunge.cli import evidence, keys, log, models, operate, receipt, requests
 from expunge.cli.console import Exit, error_line
 from expunge.domain.errors import ExpungeError, Misconfigured, Rejected, Retryable
 
@@ -72,6 +72,7 @@ def build(flags: _Flags) -> typer.Typer:
     receipt.add(app)
     app.add_typer(models.commands(), name="models")
     app.add_typer(keys.commands(), name="keys")
+    log.add(app)
     operate.add(app)
     return app
 

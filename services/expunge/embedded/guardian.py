@@ -39,9 +39,9 @@ def _attend(server: int, wakeups: int, stop_signal: int, grace: float) -> int:
     status: int | None = None
     kill_at: float | None = None
     while True:
-        try:
-            status = _reap(server, status)
-        except ChildProcessError:
+        ended, childless = _reap(server)
+        status = ended if ended is not None else status
+        if childless:
             return _exit_code(status)
         if status is not None and kill_at is None:
             kill_at = time.monotonic() + grace  # for what the server left behind
@@ -60,12 +60,16 @@ def _attend(server: int, wakeups: int, stop_signal: int, grace: float) -> int:
                 kill_at = time.monotonic() + grace
 
 
-def _reap(server: int, status: int | None) -> int | None:
-    """Collect every child that has ended; the server's status once known. `ChildProcessError` when none is left."""
+def _reap(server: int) -> tuple[int | None, bool]:
+    """Collect every child that has ended: the server's status if it is among them, and whether no child is left."""
+    status = None
     while True:
-        pid, ended = os.waitpid(-1, os.WNOHANG)
+        try:
+            pid, ended = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return status, True
         if not pid:
-            return status
+            return status, False
         if pid == server:
             status = os.waitstatus_to_exitcode(ended)
 

@@ -37,6 +37,9 @@ from expunge.record import log
 PEOPLE: Final = "people"
 ORDER: Final = "order"
 
+SWEEPS_UNDER_WAY: Final = 2
+"""People's sweeps that run at once while requests are too few to fill another: more would cost more, and end no sooner."""
+
 
 @dataclass(frozen=True, slots=True)
 class Page:
@@ -182,6 +185,14 @@ class Plan:
         """Accepted requests by class: how many, and since when the oldest waits."""
         async with self._ledger.transaction() as tx:
             return {row[0]: (row[1], row[2]) for row in await tx.fetch("plan_waiting")}
+
+    async def crowded(self, waiting: int) -> bool:
+        """Whether that many people's requests had better gather: they fill no sweep, and enough sweeps are under way."""
+        if waiting >= self._policy.sweep_requests:
+            return False
+        async with self._ledger.transaction() as tx:
+            ((under_way,),) = await tx.fetch("plan_people_under_way")
+        return int(under_way) >= SWEEPS_UNDER_WAY
 
     async def seal_people(self) -> UUID | None:
         """Seal one sweep of people's requests, if any wait."""

@@ -50,12 +50,13 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Examined:
-    """What a batch came to."""
+    """What a batch came to. `beyond`: orders that exceed the bound; `later`: orders that met with trouble."""
 
     inbox: Inbox
     rows: list[Row] = field(default_factory=list)
     done: list[Recorded] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
+    beyond: list[WorkOrdered] = field(default_factory=list)
     later: list[WorkOrdered] = field(default_factory=list)
 
 
@@ -110,7 +111,7 @@ class Rescan:
     async def commit(self, acted: Examined, tx: Tx) -> list[Refused]:
         """Record what was seen, and say so."""
         await work_orders.put(tx, acted.rows)
-        await work_orders.defer(tx, self.task_kind, acted.later)
+        await work_orders.defer(tx, self.task_kind, beyond=acted.beyond, later=acted.later)
         await emit(tx, WORKER, [_said(one) for one in acted.done], at=self._clock())
         return acted.inbox.refused(acted.refusals)
 
@@ -169,7 +170,7 @@ class Rescan:
             if bound is None or leaves <= bound:
                 inline.append(claim)
             else:
-                examined.later.append(claim.order)
+                examined.beyond.append(claim.order)
         return inline
 
     def _read(self, claims: Iterable[Claim], examined: Examined) -> list[Doing]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -54,7 +55,8 @@ PARKING_KEY = "keys/parking"
 """Where keys are, below the data directory."""
 
 TICK_SECONDS = 0.25
-"""How often a worker looks for parked events whose time has come."""
+IDLE_TICK_SECONDS = 2.0
+"""How often a worker looks for parked events whose time has come: rarer and rarer while it finds none."""
 
 RELAY_SECONDS = 2.0
 """How often the relay looks for outbox rows that a crash left behind."""
@@ -216,9 +218,7 @@ def build_worker(name: str, settings: Settings) -> HostedWorker:
         metrics.BUILD.info({"version": __version__})
 
     async def parked() -> None:
-        while True:
-            await asyncio.sleep(TICK_SECONDS)
-            await host.retry_due()
+        await retry_parked(host)
 
     async def relay() -> None:
         while True:
@@ -237,11 +237,24 @@ def build_worker(name: str, settings: Settings) -> HostedWorker:
 
         async def tasks() -> None:
             await run_tasks(
-                ledger=deployment.ledger, kinds=kinds, stop=asyncio.Event(), finished=_ignoring(host.publish_outbox)
-            )
+                ledger=deployment.ledger, kinds=kinds, stop=asyncio.Event(), wake=wake,
+                finished=_ignoring(host.publish_outbox),
+            )  # fmt: skip
 
         running.append(tasks)
     return HostedWorker(name, host, start, running)
+
+
+async def retry_parked(host: DeliveryHost) -> None:
+    """Try parked events again when their time has come, for ever. What the host parks itself is looked for at once;
+    what another process parked (or a command brought back) is found at the next look."""
+    wait = TICK_SECONDS
+    while True:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(host.parked.wait(), wait)
+            host.parked.clear()
+            await asyncio.sleep(wait := TICK_SECONDS)
+        wait = TICK_SECONDS if await host.retry_due() else min(2 * wait, IDLE_TICK_SECONDS)
 
 
 def _with_host(make: Callable[[DeliveryHost], Background], host: DeliveryHost) -> Background:

@@ -31,6 +31,8 @@ REDRIVE_SECONDS: Final = 1.0
 STALLED_SECONDS: Final = 30.0
 """A run of chunks that has not moved for this long is ordered again."""
 GAUGES_SECONDS: Final = 5.0
+PATIENCE_SECONDS: Final = 5.0
+"""People's requests gather no longer than this behind sweeps under way: these may be stuck, at a store that is down."""
 
 _log = structlog.get_logger()
 
@@ -116,11 +118,12 @@ class Coordinator:
         waiting = await self.plan.waiting()
         moved = False
         if PEOPLE in waiting:
-            _count, since = waiting[PEOPLE]
+            count, since = waiting[PEOPLE]
             age = (self.clock() - since).total_seconds()
-            if 0 <= age < self.window_seconds:
-                await asyncio.sleep(self.window_seconds - age)
-            moved = await self.plan.seal_people() is not None
+            if not (0 <= age < PATIENCE_SECONDS and await self.plan.crowded(count)):
+                if 0 <= age < self.window_seconds:
+                    await asyncio.sleep(self.window_seconds - age)
+                moved = await self.plan.seal_people() is not None
         if ORDER in waiting:
             moved |= await self.plan.seal_order() is not None
         return moved

@@ -148,6 +148,8 @@ class DeliveryHost:
         self._publishing = asyncio.Lock()
         self.progress = 0
         """Batches finished, for liveness."""
+        self.parked: Final = asyncio.Event()
+        """Set when an event was parked: `retry_due` will find it before long."""
 
     @property
     def topics(self) -> tuple[str, ...]:
@@ -254,6 +256,8 @@ class DeliveryHost:
             if dead:
                 await self._bury(tx, dead)
             await self._offsets(tx, records)
+        if parked:
+            self.parked.set()
         metrics.DELIVERIES.labels(self.worker, topic, "handled").inc(len(fresh))
         metrics.DELIVERIES.labels(self.worker, topic, "duplicate").inc(len(deliveries) - len(fresh) - len(waiting))
         metrics.DELIVERIES.labels(self.worker, topic, "parked").inc(len(parked))

@@ -5,5 +5,6 @@
 
 from expunge.stages.prove.appender import Prove, Published
 from expunge.stages.prove.attest import Attest
+from expunge.stages.prove.recover import recover
 
-__all__ = ["Attest", "Prove", "Published"]
+__all__ = ["Attest", "Prove", "Published", "recover"]

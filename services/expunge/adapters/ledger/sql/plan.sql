@@ -15,6 +15,11 @@ where class = 'order' and state = 'accepted' order by seq limit 1 for update ski
 -- name: plan_waiting
 select class, count(*), min(accepted_at) from request where state = 'accepted' group by class
 
+-- People's sweeps under way: sealed and not published yet, or with work left (which waits from sealing on).
+-- name: plan_people_under_way
+select count(distinct sweep_id) from work join sweep using (sweep_id)
+where work.step <> 'done' and sweep.class = 'people' and sweep.state in ('sealed', 'published')
+
 -- name: plan_becomes_order
 update request set class = 'order' where request_id = any(%(ids)s::uuid[])
 

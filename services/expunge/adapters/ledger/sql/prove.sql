@@ -41,3 +41,10 @@ where size = %(size)s and note is not null and not attested and cosigned <= %(co
 
 -- name: attest_size
 select coalesce(max(size), 0) from log_checkpoint
+
+-- name: recover_lock
+select pg_advisory_xact_lock(1163415638)
+
+-- name: recover_checkpoint
+insert into log_checkpoint (size, root, note) values (%(size)s, %(root)s, %(note)s)
+on conflict (size) do update set note = coalesce(log_checkpoint.note, excluded.note)
