@@ -20,13 +20,13 @@ import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from expunge.domain.errors import ExpungeError, Misconfigured, Tampered
 from expunge.embedded.process import (
     LOOPBACK,
     SERVER_ENVIRONMENT,
+    EmbeddedServer,
     ServerCommand,
     ServerFailed,
     ServerProcess,
@@ -47,7 +47,7 @@ PORT_ATTEMPTS = 5
 HEAP = ("-Xmx512m", "-Xms128m")
 
 
-class EmbeddedKafka:
+class EmbeddedKafka(EmbeddedServer):
     """One broker with its data in `directory`, kept between starts. A context manager; every method blocks.
 
     Topics are not created by use, limits such as message.max.bytes are Kafka's defaults, and a group's first member
@@ -59,7 +59,6 @@ class EmbeddedKafka:
         self._java = java
         self._port = 0
         self._controller_port = 0
-        self._process: ServerProcess | None = None
 
     @classmethod
     def start(cls, directory: Path, *, version: str = DEFAULT_VERSION) -> Self:
@@ -84,37 +83,9 @@ class EmbeddedKafka:
         """`host:port`, for `bootstrap.servers`."""
         return f"{LOOPBACK}:{self._port}"
 
-    @property
-    def pid(self) -> int | None:
-        """The broker, or `None` when stopped."""
-        return self._process.pid if self._process else None
-
     def create_topics(self, partitions: Mapping[str, int]) -> None:
         """Each name with that many partitions, unless it exists already. Returns when all of them have leaders."""
         create_topics(self.bootstrap, partitions)
-
-    def stop(self) -> None:
-        """A clean shutdown. Idempotent."""
-        if self._process:
-            self._process.stop()
-            self._process = None
-
-    def kill(self) -> None:
-        """SIGKILL, as a crash would. Idempotent."""
-        if self._process:
-            self._process.kill()
-            self._process = None
-
-    def restart(self) -> None:
-        """Stop if running, and start on the same ports, so that clients find it again."""
-        self.stop()
-        self._run()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
-        self.stop()
 
     def _run(self) -> None:
         properties = self.directory / "server.properties"

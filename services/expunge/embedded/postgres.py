@@ -20,13 +20,13 @@ import subprocess
 import tempfile
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from expunge.domain.errors import Misconfigured
 from expunge.embedded.process import (
     LOOPBACK,
     SERVER_ENVIRONMENT,
+    EmbeddedServer,
     Identity,
     ServerCommand,
     ServerFailed,
@@ -48,7 +48,7 @@ STOP_GRACE = 20.0
 PORT_ATTEMPTS = 5
 
 
-class EmbeddedPostgres:
+class EmbeddedPostgres(EmbeddedServer):
     """One server with its data in `directory`, kept between starts. A context manager; every method blocks.
 
     Databases are UTF-8 with the C.UTF-8 collation, the same on every machine. The role `expunge` is superuser, under a
@@ -60,7 +60,6 @@ class EmbeddedPostgres:
         self._password = password
         self._durable = durable
         self._port = 0
-        self._process: ServerProcess | None = None
 
     @classmethod
     def start(cls, directory: Path, *, durable: bool = True) -> Self:
@@ -86,11 +85,6 @@ class EmbeddedPostgres:
         """URI (as libpq reads it) of the maintenance database `postgres`. Holds the password."""
         return self._dsn("postgres")
 
-    @property
-    def pid(self) -> int | None:
-        """The postmaster, or `None` when stopped."""
-        return self._process.pid if self._process else None
-
     def create_database(self, name: str) -> str:
         """URI of database `name`, created empty if absent."""
         import psycopg
@@ -99,29 +93,6 @@ class EmbeddedPostgres:
         with psycopg.connect(self.dsn, autocommit=True) as connection, suppress(psycopg.errors.DuplicateDatabase):
             connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(name)))
         return self._dsn(name)
-
-    def stop(self) -> None:
-        """A fast shutdown: open transactions are rolled back, data is written. Idempotent."""
-        if self._process:
-            self._process.stop()
-            self._process = None
-
-    def kill(self) -> None:
-        """SIGKILL, as a crash would. Idempotent."""
-        if self._process:
-            self._process.kill()
-            self._process = None
-
-    def restart(self) -> None:
-        """Stop if running, and start on the same port, so that the DSN stays true."""
-        self.stop()
-        self._run()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
-        self.stop()
 
     def _dsn(self, database: str) -> str:
         return f"postgresql://{ROLE}:{self._password}@{LOOPBACK}:{self._port}/{database}"

@@ -10,10 +10,12 @@ import socket
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import Self
 
 from expunge.domain.errors import ExpungeError
@@ -128,6 +130,43 @@ class ServerProcess:
         # Waits with the pipe open: closing it is an order too.
         self._guardian.wait()
         orders.close()
+
+
+class EmbeddedServer(ABC):
+    """A server that can be stopped, killed and started again in its place. `_run` starts it and sets `_process`."""
+
+    _process: ServerProcess | None = None
+
+    @abstractmethod
+    def _run(self) -> None: ...
+
+    @property
+    def pid(self) -> int | None:
+        """The server's process, or `None` when stopped."""
+        return self._process.pid if self._process else None
+
+    def stop(self) -> None:
+        """A clean shutdown. Idempotent."""
+        if self._process:
+            self._process.stop()
+            self._process = None
+
+    def kill(self) -> None:
+        """SIGKILL, as a crash would. Idempotent."""
+        if self._process:
+            self._process.kill()
+            self._process = None
+
+    def restart(self) -> None:
+        """Stop if running, and start on the same ports, so that clients find it again."""
+        self.stop()
+        self._run()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        self.stop()
 
 
 def free_ports(count: int) -> list[int]:
