@@ -37,7 +37,7 @@ check: setup
 	$(BIN)/python -m expunge schemas --check
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow and not containers"
+	$(BIN)/python -m pytest -m "not slow and not containers and not thirdparty"
 
 up: setup
 	$(BIN)/expunge up

@@ -92,18 +92,24 @@ class Sealing:
     def seal(self, sweep_id: UUID, trees: Sequence[TreeOf], scope_index: int = 0) -> Sweep:
         key = leaf.derive_key(self.keys.bucket(BUCKET), "sweep", sweep_id.bytes)
         sections: list[tuple[str, bytes]] = []
+        roots = []
         for number, tree in enumerate(trees):
-            sections += _sections(number, tree, leaf.derive_key(key, "nonces", number.to_bytes(2, "big")))
+            nonces_key = leaf.derive_key(key, "nonces", number.to_bytes(2, "big"))
+            hashes, more = _sections(number, tree, nonces_key)
+            sections += more
+            roots.append(merkle.root(hashes))
         header = {
             "sweep": str(sweep_id),
             "bucket": BUCKET.isoformat(),
             "trees": [{"kind": t.kind.value, "store": t.store, "leaves": len(t.artifacts)} for t in trees],
         }
         digest = self.sealed.write(f"{sweep_id}.scope", [scopefile.write(header, sections, key)])
-        return Sweep(sweep_id, BUCKET, hashlib.sha256(sweep_id.bytes).digest(), scope_index, digest)
+        scope_digest = hashlib.sha256(sweep_id.bytes).digest()
+        return Sweep(sweep_id, BUCKET, scope_digest, scope_index, digest, tuple(roots))
 
 
-def _sections(number: int, tree: TreeOf, nonces_key: bytes) -> list[tuple[str, bytes]]:
+def _sections(number: int, tree: TreeOf, nonces_key: bytes) -> tuple[bytes, list[tuple[str, bytes]]]:
+    """Leaf hashes and sections of one tree."""
     artifacts = sorted(tree.artifacts)
     count = len(artifacts)
     ids = b"".join(n.to_bytes(6, "big") for n in range(count))
@@ -130,4 +136,6 @@ def _sections(number: int, tree: TreeOf, nonces_key: bytes) -> list[tuple[str, b
     overlaps = np.array(tree.overlaps, "<u4")
     earlier = {"leaf": overlaps.tobytes(), "sweep": bytes(16 * len(overlaps)), "index": overlaps.tobytes()}
     found.append((f"{number}/overlaps", scopefile.pack_columns(earlier)))
-    return found
+    roots = b"".join(merkle.Tree(hashes).chunk_roots())
+    found.append((f"{number}/roots", scopefile.pack_columns({"roots": roots})))
+    return hashes, found

@@ -17,11 +17,11 @@ from uuid import UUID
 
 from expunge import openings, replay
 from expunge.adapters.ledger.postgres import PostgresLedger
-from expunge.domain import bundle, certificate, leaf, merkle, statement, tiles
+from expunge.domain import attestation, bundle, certificate, leaf, merkle, statement, tiles
 from expunge.domain.dsse import PublicKey
 from expunge.domain.errors import Rejected, Retryable, Tampered
 from expunge.domain.limits import CHUNK_LEAVES
-from expunge.domain.scopefile import ScopeFile, unpack_columns
+from expunge.domain.scopefile import ScopeFile, chunk_roots
 from expunge.domain.trust import Trust, TrustedKey
 from expunge.domain.words import ModelStatus, Provision, Role
 from expunge.ports import KeyStore, Ledger, SealedStore, TileStore, Tx
@@ -80,19 +80,22 @@ class Reader:
         """A certificate with all that an auditor needs, as files.
 
         1. the box is opened with the request's key, 2. what was logged about its sweep is gathered, 3. inclusion is
-        proved against the newest checkpoint. Raises `Rejected`: `no-certificate`, `key-destroyed`; `Retryable` while
-        the newest checkpoint does not cover it yet.
+        proved against the newest checkpoint that others vouch for, where anybody does. Raises `Rejected`:
+        `no-certificate`, `key-destroyed`; `Retryable` while the newest checkpoint does not cover it yet.
         """
         async with self._ledger.transaction() as tx:
             rows = await tx.fetch("readside_box", request_id=request_id, provision=provision.value)
             if not rows:
                 raise Rejected("no-certificate", f"expected a {provision.value} certificate, none was issued yet")
             (sweep_id, number, _, digest, position, length, file_digest, bucket, sweep_bucket, trees) = rows[0]
-            checkpoints = await tx.fetch("readside_checkpoint")
+            ((scope, completion, newest),) = await tx.fetch("readside_positions", sweep_id=sweep_id, round=number)
+            statements = await tx.fetch("readside_statements", sweep_id=sweep_id, size=newest)
+            last = max((index for index, _ in statements), default=-1)
+            checkpoints = await tx.fetch("readside_checkpoint", last=last, completion=completion)
             if not checkpoints:
                 raise Retryable("expected a published checkpoint, there is none yet")
-            ((size, note),) = checkpoints
-            statements = await tx.fetch("readside_statements", sweep_id=sweep_id, size=size)
+            ((size, note, token),) = checkpoints
+            vouched = await tx.fetch("readside_scope_checkpoint", scope=scope, size=size)
             covered: dict[int, int] = dict(await tx.fetch("readside_covered", sweep_id=sweep_id))
         # 1
         name = round_file(sweep_id, number, bytes(file_digest))
@@ -103,9 +106,14 @@ class Reader:
         made = certificate.Certificate.model_validate_json(data)
         # 2, 3
         tree = tiles.TileTree(size, self._fetch)
-        logged = [bundle.Logged(index, bytes(entry), tuple(tree.inclusion_path(index))) for index, entry in statements]
+        logged = [
+            bundle.Logged(index, bytes(entry), tuple(tree.inclusion_path(index)))
+            for index, entry in statements
+            if index < size
+        ]
         roots = self._roots(sweep_id, sweep_bucket, trees, covered)
-        return bundle.build(made, logged, bytes(note), chunk_roots=roots)
+        earlier = [(at, bytes(old), stamp, merkle.consistency_path(tree, at)) for at, old, stamp in vouched]
+        return bundle.build(made, logged, bytes(note), chunk_roots=roots) | attestation.files(token, earlier)
 
     async def receipt(self, request_id: UUID, wanted: openings.Wanted | openings.Place) -> bytes:
         """The receipt of one of a request's images, or of one leaf. Raises as `certificate` and `openings.receipt_of`."""
@@ -133,13 +141,7 @@ class Reader:
             return {}
         key = leaf.derive_key(self._keys.bucket(bucket), "sweep", sweep_id.bytes)
         file = ScopeFile.open(self._sealed.open(f"{sweep_id}.scope"), key)
-        return {
-            number: b"".join(
-                merkle.root(unpack_columns(file.section(f"{number}/{chunk}"))["hashes"])
-                for chunk in range(-(-trees[number]["leaves"] // CHUNK_LEAVES))
-            )
-            for number in partly
-        }
+        return {number: b"".join(chunk_roots(file, number)) for number in partly}
 
     async def models(self) -> list[dict[str, Any]]:
         """Every model and how it stands."""

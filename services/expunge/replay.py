@@ -144,7 +144,7 @@ def apply(state: State, index: int, entry: bytes, trust: Trust) -> None:
         predicate = statement.parse(envelope.payload).predicate
     except Rejected as error:
         raise Tampered(where, str(error)) from error
-    digest = evidence.check_signature(envelope, predicate, trust, fold.scope_time(state, predicate), where)
+    digest = evidence.check_signature(envelope, predicate, trust, fold.scope_time(state, predicate), where, index=index)
     fold.fold(state, index, digest, predicate)
 
 

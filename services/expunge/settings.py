@@ -72,6 +72,9 @@ class Settings(BaseSettings):
     inline_leaves: Annotated[int, Field(ge=1)] = Field(
         default=131_072, description="work orders of more leaves run as leased tasks"
     )
+    key_retention_days: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="destroy a day's request keys this long after it, once its requests are closed; 0: never"
+    )
     audit_seconds: Annotated[float, Field(gt=0)] = 60.0
     witnesses: tuple[WitnessSetting, ...] = Field(
         default=(), description='JSON list of {"url", "vkey"}: who cosigns checkpoints; orders wait for them'

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 
 import pytest
@@ -141,9 +141,9 @@ def test_every_role_has_its_own_key_and_the_policy_has_their_public_halves(files
     executors = {store: files.signer(Role.EXECUTOR, store) for store in ("photos", "faces")}
     assert len({one.public.key_id for one in [*made, *executors.values()]}) == 6
     for one in made:
-        assert policy.key_for(one.role, one.public.key_id, None, START) == one.public
+        assert policy.key_for(one.role, one.public.key_id, None, START, 0) == one.public
     for store, signer in executors.items():
-        assert policy.key_for(Role.EXECUTOR, signer.public.key_id, store, START) == signer.public
+        assert policy.key_for(Role.EXECUTOR, signer.public.key_id, store, START, 0) == signer.public
     assert policy.log_keys[0].public == files.log_key().public
     assert policy.issuer == files.issuer
     assert policy.keys[-1].role is Role.APPROVER
@@ -178,6 +178,42 @@ def test_seeds_are_private(files: FileSigners, tmp_path: Path) -> None:
     assert files.origin == "log.example/a"
     modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "signing").iterdir()}
     assert modes == {0o600}
+
+
+def test_a_rotated_key_counts_for_a_while_and_the_new_one_signs(files: FileSigners, tmp_path: Path) -> None:
+    before = files.signer(Role.SCOPE).public
+    later, end = START + timedelta(days=30), START + timedelta(days=30, hours=1)
+    retired, added = files.rotate(Role.SCOPE, None, at=later, grace=timedelta(hours=1))
+    again = FileSigners(tmp_path / "signing")
+    assert again.listed() == files.listed()
+    after = again.signer(Role.SCOPE).public
+    assert (retired.key_id, added.key_id) == (before.key_id, after.key_id)
+    policy = again.trust()
+    assert policy.key_for(Role.SCOPE, before.key_id, None, end - timedelta(seconds=1), 0) == before
+    assert policy.key_for(Role.SCOPE, after.key_id, None, later, 0) == after
+    for public, at in ((before, end), (after, later - timedelta(seconds=1))):
+        with pytest.raises(Tampered, match="valid at"):
+            policy.key_for(Role.SCOPE, public.key_id, None, at, 0)
+
+
+def test_a_revoked_key_is_gone_and_replaced(files: FileSigners, tmp_path: Path) -> None:
+    store = "photos"
+    before = files.signer(Role.EXECUTOR, store).public
+    revoked, added = files.revoke(before.key_id, at=START + timedelta(days=1), index=40)
+    assert added is not None
+    assert files.signer(Role.EXECUTOR, store).public.key_id == added.key_id != before.key_id
+    assert not (tmp_path / "signing" / revoked.file).exists()
+    policy = files.trust()
+    assert policy.key_for(Role.EXECUTOR, before.key_id, store, START, 39) == before
+    with pytest.raises(Tampered, match="revoked at log index 40"):
+        policy.key_for(Role.EXECUTOR, before.key_id, store, START, 40)  # dated back, but not in the log
+    assert files.revoke(before.key_id, at=START, index=41)[1] is None
+    with pytest.raises(Rejected, match="listed key"):
+        files.revoke("0" * 64, at=START, index=0)
+    with pytest.raises(Misconfigured, match="another log"):
+        files.rotate(Role.LOG, None, at=START, grace=timedelta(0))
+    with pytest.raises(Misconfigured, match="lists none"):
+        files.rotate(Role.EXECUTOR, "elsewhere", at=START, grace=timedelta(0))
 
 
 def test_memory_signers_come_from_a_seed() -> None:

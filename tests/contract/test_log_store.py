@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -119,3 +120,31 @@ def test_tiles_are_durable_before_the_checkpoint_appears(tmp_path: Path, monkeyp
     FileTiles(tmp_path).write({"checkpoint": b"note", "tile/0/000": b"hashes"})
     assert synced.index("checkpoint") < len(synced) - 1
     assert synced[-1] == str(tmp_path)
+
+
+def test_a_file_is_swapped_only_by_who_saw_it(store: TileStore) -> None:
+    assert not store.swap("checkpoint", b"two", b"one")
+    assert store.swap("checkpoint", b"one", None)
+    assert not store.swap("checkpoint", b"two", None)
+    assert store.swap("checkpoint", b"two", b"one")
+    assert not store.swap("checkpoint", b"three", b"one")
+    assert store.read("checkpoint") == b"two"
+
+
+def test_the_archive_may_be_replaced_and_nothing_else(store: TileStore) -> None:
+    store.write({"checkpoints/5": b"a"})
+    store.write({"checkpoints/5": b"ab"})
+    assert store.swap("checkpoints/5", b"abc", b"ab")
+    assert store.read("checkpoints/5") == b"abc"
+    with pytest.raises(Rejected):
+        store.swap("tile/0/000", b"", None)
+    with pytest.raises(Rejected):
+        store.swap("../checkpoint", b"", None)
+
+
+def test_of_many_who_swap_at_once_one_wins(store: TileStore) -> None:
+    store.write({"checkpoint": b"0"})
+    with ThreadPoolExecutor(4) as pool:
+        won = list(pool.map(lambda n: store.swap("checkpoint", f"{n + 1}".encode(), b"0"), range(16)))
+    assert sum(won) == 1
+    assert store.read("checkpoint") == f"{won.index(True) + 1}".encode()

@@ -12,10 +12,13 @@ from importlib.metadata import EntryPoint, EntryPoints
 from itertools import count
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import psycopg
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from psycopg.conninfo import conninfo_to_dict
 
 from expunge.adapters.stores import count_needles, local, memory, nowhere, table, webdataset
@@ -633,6 +636,28 @@ def test_needles_are_counted_across_chunks_and_files(
         files[-1].write_bytes(content)
     counts = count_needles([*map(str, files), str(tmp_path / "vanished")], [*needles, b"\1" * 16, needles[0]])
     assert counts == [2] * len(needles) + [0, 2]
+
+
+@given(
+    content=st.lists(st.sampled_from([b"\0", b"\1", b"ab", b"abc", b"\xff\0"]), max_size=120).map(b"".join),
+    cuts=st.lists(st.tuples(st.integers(0, 200), st.integers(4, 12)), min_size=5, max_size=12),
+    chunk=st.integers(1, 64),
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_counts_are_those_of_a_naive_search(
+    tmp_path: Path, content: bytes, cuts: list[tuple[int, int]], chunk: int
+) -> None:
+    """Overlapping occurrences too, at every alignment, across chunks, and whether or not a needle is anchored."""
+    every = [bytes(7), b"\1" * 8, *(content[at : at + width] for at, width in cuts)]
+    needles = [one for one in every if len(one) >= 4]
+    file = tmp_path / "file"
+    file.write_bytes(content)
+    naive = {needle: sum(content.startswith(needle, at) for at in range(len(content))) for needle in needles}
+    anchored = [needle for needle in naive if len(needle) >= 7]
+    more = [bytes([n]) * 7 for n in range(9, 14)]
+    with patch("expunge.adapters.stores._SCAN_CHUNK", chunk):
+        assert count_needles([str(file)], needles) == [naive[one] for one in needles]
+        assert count_needles([str(file)], [*anchored, *more]) == [*(naive[one] for one in anchored), *[0] * 5]
 
 
 # --- the table

@@ -22,6 +22,7 @@ from expunge.domain.errors import FencedOff, Rejected, Retryable
 from expunge.domain.events import SweepId, TaintOrdered
 from expunge.ports import Delivery, Outgoing, Refused, Tx
 from expunge.record import emit, event_id, pack_headers, unpack_headers
+from expunge.wiring import retry_parked
 from expunge.workers.delivery import ATTEMPTS, CRASHES, DeliveryHost, InFlight, Parking, Record
 
 TOPIC, OTHER = "in", "also-in"
@@ -430,6 +431,33 @@ async def test_two_workers_that_retry_at_once_apply_it_once(rig: Rig) -> None:
     await asyncio.gather(rig.host.retry_due(), rig.restarted().retry_due())
     assert sorted(rig.handler.seen) == sorted(some)
     assert sorted(rig.handled()) == sorted(some)
+
+
+async def test_looks_for_parked_events_get_rarer_until_one_is_parked(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("expunge.wiring.TICK_SECONDS", 0.01)
+    monkeypatch.setattr("expunge.wiring.IDLE_TICK_SECONDS", 3600)
+    some, looks, look = names(1), 0, rig.host.retry_due
+    idle, done = asyncio.Event(), asyncio.Event()
+
+    async def counted() -> int:
+        nonlocal looks
+        looks += 1
+        found = await look()
+        if looks == 6:
+            idle.set()
+        if rig.handler.seen == some:
+            done.set()
+        return found
+
+    monkeypatch.setattr(rig.host, "retry_due", counted)
+    retrying = asyncio.create_task(retry_parked(rig.host))
+    await asyncio.wait_for(idle.wait(), 10)
+    rig.handler.act_on = lambda _: _raise(Retryable())
+    await rig.host.process(TOPIC, [record(0, *some)])
+    rig.handler.act_on = nothing
+    rig.sql("update retry set not_before = clock_timestamp()")
+    await asyncio.wait_for(done.wait(), 10)
+    retrying.cancel()
 
 
 async def test_two_workers_with_the_same_records_apply_them_once(rig: Rig) -> None:

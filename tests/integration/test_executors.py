@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
@@ -89,8 +90,9 @@ class World:
         self.sql(
             """insert into sweep (sweep_id, class, state, bucket, requests, images, leaves, trees, scope_digest,
                    scope_envelope, scope_index, file_digest, ordinals, sealed_at)
-               values (%s, 'people', %s, %s, 1, 1, %s, '[]', %s, '', 0, %s, '', now())""",
-            sweep_id, state, BUCKET, len(artifacts), sweep.scope_digest, sweep.file_digest,
+               values (%s, 'people', %s, %s, 1, 1, %s, %s, %s, '', 0, %s, '', now())""",
+            sweep_id, state, BUCKET, len(artifacts), json.dumps([{"root": root.hex()} for root in sweep.roots]),
+            sweep.scope_digest, sweep.file_digest,
         )  # fmt: skip
         chunks = -(-len(artifacts) // 1024)
         self.sql(
@@ -506,6 +508,34 @@ async def test_what_exceeds_the_bound_is_done_beside_the_agent_and_resumed(world
     assert world.statement(ONE, Step.ABSENCE, chunk=2).sampled == 8
 
 
+async def test_only_trouble_makes_an_order_wait_and_the_task_runner_can_be_woken(world: World) -> None:
+    world.plan(ONE, ABC)
+    world.fill(ABC)
+    rescan = world.rescan(inline_leaves=1)
+    stop, wake, looked, finished = asyncio.Event(), asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def first(_: Lease) -> Any:
+        looked.set()
+        return nothing
+
+    async def published() -> None:
+        if world.outcomes(ONE, Step.PRESENCE):
+            finished.set()
+
+    await put_task(world)
+    kinds = {"k": first, rescan.task_kind: rescan.task}
+    runner = asyncio.create_task(
+        run_tasks(ledger=world.ledger, kinds=kinds, stop=stop, wake=wake, finished=published, poll_seconds=3600)
+    )
+    await asyncio.wait_for(looked.wait(), 10)
+    await world.do(rescan, ONE, Step.PRESENCE)
+    assert world.sql("select not_before <= now() from task where kind = 'rescan'") == [(True,)]
+    wake.set()
+    await asyncio.wait_for(finished.wait(), 10)
+    stop.set()
+    await runner
+
+
 async def test_a_task_whose_order_was_refused_opens_again_when_ordered_again(world: World) -> None:
     world.plan(ONE, ABC)
     world.fill(ABC)
@@ -530,13 +560,28 @@ async def test_an_unreachable_store_costs_no_attempt(world: World) -> None:
     world.space.failures = 10
     await world.do(world.rescan(), ONE, Step.PRESENCE)
     assert world.outcomes(ONE, Step.PRESENCE) == []
-    assert world.sql("select kind from task") == [("rescan",)]
+    assert world.sql("select kind, not_before > now() from task") == [("rescan", True)]
     world.space.failures = 0
     await world.do(world.rescan(), ONE, Step.PRESENCE)
     world.space.failures = 10
     await world.do(world.purge(), ONE, Step.ERASE)
     assert world.outcomes(ONE, Step.ERASE) == []
     assert world.sql("select kind from task order by task_id") == [("rescan",), ("purge-erase",)]
+
+
+async def test_the_sample_of_a_run_is_bounded_but_every_chunk_has_one(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("expunge.stages.rescan.RUN_SAMPLE", 5)
+    artifacts = [("u", f"{n:04}") for n in range(2500)]
+    world.rewrites_unit = True
+    world.plan(ONE, artifacts)
+    world.fill(artifacts)
+    await world.do(world.rescan(sample=8), ONE, Step.PRESENCE)
+    assert [world.statement(ONE, Step.PRESENCE, chunk=chunk).sampled for chunk in range(3)] == [1, 1, 1]
+    world.plan(TWO, artifacts[:2000])
+    await world.do(world.rescan(sample=8), TWO, Step.PRESENCE)
+    assert [world.statement(TWO, Step.PRESENCE, chunk=chunk).sampled for chunk in range(2)] == [2, 2]
 
 
 async def test_needles_are_of_the_sample_and_sealed(world: World) -> None:

@@ -15,10 +15,11 @@ from expunge.domain import certificate, dsse, merkle, request, statement, suppre
 from expunge.domain import sweep as sweeps
 from expunge.domain.leaf import LEAF_BYTES, derive_key, nonces, pack_leaves
 from expunge.domain.policy import Policy
-from expunge.domain.scopefile import ScopeFile, unpack_columns, unpack_strings
+from expunge.domain.scopefile import ScopeFile, chunk_roots, unpack_columns, unpack_strings
 from expunge.domain.statement import PAYLOAD_TYPE, Scope
 from expunge.domain.words import Kind, Role
 from expunge.stages.plan import Plan
+from expunge.wiring.coordinate import PATIENCE_SECONDS
 from tests.coordination import PHOTOS, THUMBS, Deployment, Photo, album, deployed, subject
 
 
@@ -77,6 +78,7 @@ def check(world: Deployment, sweep_id: UUID) -> Scope:
         hashes = merkle.leaf_hashes(pack_leaves(drawn, leaves["artifact_id"], leaves["digest"]), LEAF_BYTES)
         assert hashes == leaves["hashes"]
         assert merkle.root(hashes).hex() == tree.root
+        assert chunk_roots(file, number) == merkle.Tree(hashes).chunk_roots()
         assert len(leaves["locator"]) == tree.leaves
         places = list(zip(leaves["unit"], leaves["locator"], strict=True))
         assert len(set(places)) == len(places)
@@ -149,6 +151,25 @@ async def test_many_requests_share_a_sweep_up_to_its_size(world: Deployment) -> 
         sizes.append(check(world, found).requests)
     assert sizes == [50, 10]
     assert await world.plan.waiting() == {}
+
+
+async def test_requests_gather_while_enough_sweeps_are_under_way_and_not_for_long(world: Deployment) -> None:
+    await world.seed(*(one for person in range(1, 8) for one in album(person, 1)))
+
+    async def asked(person: int) -> bool:
+        await world.take(world.deletion(person))
+        return await world.coordinator._seal()
+
+    assert [await asked(1), await asked(2), await asked(3)] == [True, True, False]
+    assert not await world.plan.crowded(world.policy.sweep_requests)
+    world.sql("update work set step = 'done' where sweep_id = (select min(sweep_id::text)::uuid from work)")
+    assert await asked(4)
+    assert world.sql("select requests from sweep order by sealed_at") == [(1,), (1,), (2,)]
+    assert not await asked(5)
+    world.clock.pass_(seconds=PATIENCE_SECONDS)
+    assert await world.coordinator._seal()
+    world.sql("update sweep set state = 'done'")
+    assert await asked(6)
 
 
 async def test_a_withdrawal_takes_its_purpose_off_what_stays(world: Deployment) -> None:
@@ -312,6 +333,22 @@ async def test_work_is_cut_into_runs_of_chunks_in_physical_order(world: Deployme
     found = columns(world.scope_file(sweep_id), 0)
     assert found["locator"] == sorted(found["locator"])
     assert len(found["locator"]) == 2500
+
+
+async def test_trees_of_many_pages_are_those_of_one(world: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stays leaves gaps, so that a page of artifacts is no page of leaves."""
+    monkeypatch.setattr("expunge.stages.plan.PAGE_LEAVES", 1024)
+    world.policy = Policy(window=timedelta(0))
+    await world.seed(*album(2, 800), *album(1, 1400))
+    first = await sealed(world, world.withdrawal(2), world.deletion(1))
+    assert leaves_by_kind(check(world, first)) == {
+        Kind.IMAGE: 1400, Kind.DERIVATIVE: 1400, Kind.SHARD_ROW: 2200, Kind.EMBEDDING: 2200
+    }  # fmt: skip
+    second = await sealed(world, world.order(request.BySource(source="studio")))
+    assert leaves_by_kind(check(world, second)) == dict.fromkeys(ALL_KINDS, 2200)
+    for tree in range(4):
+        overlaps = unpack_columns(world.scope_file(second).section(f"{tree}/overlaps"))
+        assert len(overlaps["leaf"]) // 4 == scope(world, first).trees[tree].leaves
 
 
 async def test_two_planners_at_once_never_claim_one_request_twice(world: Deployment) -> None:

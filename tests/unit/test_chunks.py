@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from uuid import UUID
 
@@ -10,6 +11,7 @@ import pytest
 
 from expunge.chunks import orders, units
 from expunge.chunks.orders import Claim, Finding, Past
+from expunge.chunks.spool import Spool
 from expunge.chunks.units import Doing, around_hostile, both, gather
 from expunge.domain import dsse, merkle, needles, statement
 from expunge.domain.errors import Rejected, Tampered
@@ -67,6 +69,16 @@ def test_a_scope_file_that_is_not_the_sealed_one_is_tampered() -> None:
         sealing.scopes().open(sweep)
 
 
+def test_a_scope_file_whose_chunk_roots_lead_elsewhere_is_tampered() -> None:
+    sealing = Sealing()
+    sweep = sealing.seal(SWEEP, [TreeOf(Kind.IMAGE, "fs", [("u", f"{n:04}") for n in range(1030)])])
+    scope = sealing.scopes().open(sweep)
+    run = scope.run(0, 0, 2)
+    assert [scope.chunk_root(0, chunk) for chunk in (0, 1)] == [merkle.root(hashes) for hashes in run.hashes]
+    with pytest.raises(Tampered, match="published root"):
+        sealing.scopes().open(replace(sweep, roots=(bytes(32),)))
+
+
 def test_a_lost_file_and_a_destroyed_key_are_rejected_by_name() -> None:
     sealing = Sealing()
     sweep = sealing.seal(SWEEP, [TreeOf(Kind.IMAGE, "fs", [("u", "a")])])
@@ -78,6 +90,21 @@ def test_a_lost_file_and_a_destroyed_key_are_rejected_by_name() -> None:
     with pytest.raises(Rejected) as destroyed:
         sealing.scopes().open(sweep)
     assert (lost.value.code, destroyed.value.code) == ("scope-lost", "key-destroyed")
+
+
+@pytest.mark.parametrize("in_memory", [1, 1 << 20])
+def test_what_is_spooled_comes_back_in_order_and_is_never_plain(in_memory: int) -> None:
+    spool = Spool(in_memory)
+    put = [(f"{number}", b"somebody" * number) for number in range(5)]
+    for name, data in put[:3]:
+        spool.put(name, data)
+    assert list(spool) == put[:3]
+    for name, data in put[3:]:
+        spool.put(name, data)
+    assert list(spool) == list(spool) == put
+    spool._file.seek(0)
+    assert b"somebody" not in spool._file.read()
+    spool.close()
 
 
 def test_leaves_of_several_orders_meet_in_one_unit_work() -> None:

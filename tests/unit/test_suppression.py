@@ -40,6 +40,31 @@ def test_two_values_never_share_a_mac(one: tuple[Field, str, bytes], other: tupl
     assert (suppression.mac(KEY, *one) == suppression.mac(KEY, *other)) == (one == other)
 
 
+@given(st.binary(min_size=32, max_size=32), st.sampled_from(FIELDS), st.text(max_size=5), st.integers(1, 40), st.data())
+def test_macs_in_bulk_are_those_made_one_by_one(
+    key: bytes, field: Field, purpose: str, size: int, data: st.DataObject
+) -> None:
+    values = data.draw(st.lists(st.binary(min_size=size, max_size=size), max_size=4))
+    expected = [suppression.mac(key, field, purpose, value) for value in values]
+    assert suppression.macs(key, field, purpose, b"".join(values), size) == b"".join(expected)
+
+
+def test_macs_in_bulk_have_known_answers() -> None:
+    macs = suppression.macs(KEY, "digest", "*", bytes(32) + b"\xff" * 32, 32)
+    assert macs.hex() == (
+        "225bfaa3e2f7239e397f8866b1732e2d91d6efdb6b0fc331e4d004e64aba85d1"
+        "7ed975ea78d7c138a39daecfb06646fc21a9d8f34a67f8bb9578cb82e96fd95d"
+    )
+
+
+@pytest.mark.parametrize("action", Action)
+def test_records_in_bulk_are_those_made_one_by_one(action: Action) -> None:
+    macs = suppression.macs(KEY, "digest", "p", bytes(range(96)), 32)
+    records = [Record("digest", action, purpose_digest("p"), macs[at : at + 32]) for at in range(0, 96, 32)]
+    assert suppression.encode_many("digest", action, purpose_digest("p"), macs) == suppression.encode(records)
+    assert suppression.encode_many("digest", action, purpose_digest("p"), b"") == b""
+
+
 def test_another_key_gives_another_mac() -> None:
     assert suppression.mac(KEY, "digest", "p", b"v") != suppression.mac(bytes(32), "digest", "p", b"v")
 
@@ -51,6 +76,13 @@ def test_misuse_is_a_value_error() -> None:
         suppression.mac(b"short", "subject", "p", b"")
     with pytest.raises(ValueError, match="known field"):
         suppression.mac(KEY, name, "p", b"")
+    with pytest.raises(ValueError, match="expected a key of 32 bytes"):
+        suppression.macs(b"short", "subject", "p", b"", 1)
+    for size in (0, 3):
+        with pytest.raises(ValueError, match="expected whole values"):
+            suppression.macs(KEY, "subject", "p", bytes(32), size)
+    with pytest.raises(ValueError, match="expected whole MACs"):
+        suppression.encode_many("subject", Action.ADD, bytes(16), bytes(33))
     for field, purpose, value in cases:
         with pytest.raises(ValueError, match="expected a known field"):
             Record(field, Action.ADD, bytes(purpose), bytes(value))

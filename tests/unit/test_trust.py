@@ -63,7 +63,7 @@ def test_what_is_no_policy_is_refused(data: bytes) -> None:
 def test_a_key_is_found_by_role_store_and_time() -> None:
     policy = evidence.trust()
     executor = signing_key(Role.EXECUTOR, IMAGES[1]).public
-    assert policy.key_for(Role.EXECUTOR, executor.key_id, IMAGES[1], START) == executor
+    assert policy.key_for(Role.EXECUTOR, executor.key_id, IMAGES[1], START, 0) == executor
 
 
 @pytest.mark.parametrize(
@@ -79,8 +79,18 @@ def test_a_key_is_found_by_role_store_and_time() -> None:
 )
 def test_what_is_missing_is_named(role: Role, hint: str, store: str | None, days: int, detail: str) -> None:
     with pytest.raises(Tampered, match=detail):
-        evidence.trust().key_for(role, hint, store, START + timedelta(days=days))
+        evidence.trust().key_for(role, hint, store, START + timedelta(days=days), 0)
 
 
 def test_a_key_may_be_valid_for_good() -> None:
     assert trusted(Role.SCOPE, valid_to=None).valid_at(START + timedelta(days=10_000))
+
+
+def test_a_revoked_key_counts_for_what_was_logged_before() -> None:
+    key = trusted(Role.SCOPE, revoked_at_index=7)
+    others = [one for one in evidence.trust().keys if one.role is not Role.SCOPE]
+    policy = evidence.trust().model_copy(update={"keys": (*others, key)})
+    policy = trust.parse(trust.dump(policy))
+    assert policy.key_for(Role.SCOPE, key.key.key_id, None, START, 6) == key.key
+    with pytest.raises(Tampered, match="revoked at log index 7"):
+        policy.key_for(Role.SCOPE, key.key.key_id, None, START, 7)

@@ -161,7 +161,18 @@ async def claim(tx: Tx, orders: Sequence[WorkOrdered], *, effects: bool) -> Sort
     at = _arrays(orders)
     sweep_rows = await tx.fetch("execute_lock_sweeps" if effects else "execute_sweeps", sweeps=at["sweeps"])
     sweeps = {
-        row[0]: (str(row[1]), Sweep(row[0], row[2], row[3], row[4], row[5], is_order=row[6] == "order"))
+        row[0]: (
+            str(row[1]),
+            Sweep(
+                sweep_id=row[0],
+                bucket=row[2],
+                scope_digest=row[3],
+                scope_index=row[4],
+                file_digest=row[5],
+                roots=tuple(bytes.fromhex(tree["root"]) for tree in row[7]),
+                is_order=row[6] == "order",
+            ),
+        )
         for row in sweep_rows
     }
     work_rows = await tx.fetch("execute_lock_work" if effects else "execute_work", **at)
@@ -311,7 +322,7 @@ def rows(
             attempt=order.attempt,
             start=run.start + place.start,
             end=run.start + place.stop,
-            chunk_root=scope.chunk_root(run, chunk).hex(),
+            chunk_root=scope.chunk_root(order.tree, chunk).hex(),
             outcomes=encoded(told[place]),
             previous=previous(claimed.past.get(chunk, ()), order.step),
             level=finding.level,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from mmap import mmap
@@ -33,13 +34,14 @@ OPEN_SCOPES: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """What the sweep's row says that an executor needs."""
+    """What the sweep's row says that an executor needs. `roots`: per tree, as its scope statement has them."""
 
     sweep_id: UUID
     bucket: date
     scope_digest: bytes
     scope_index: int
     file_digest: bytes
+    roots: tuple[bytes, ...]
     is_order: bool = False
 
 
@@ -88,14 +90,20 @@ class Run:
 
 
 class OpenScope:
-    """One sweep's scope file, open under its key."""
+    """One sweep's scope file, open under its key. `roots`: of its trees, as published.
 
-    def __init__(self, file: scopefile.ScopeFile, key: bytes) -> None:
+    Raises `Tampered` unless the chunk roots in the file lead to these.
+    """
+
+    def __init__(self, file: scopefile.ScopeFile, key: bytes, roots: Sequence[bytes]) -> None:
         self.key: Final = key
         self.trees: Final = _trees(file.header.get("trees"))
         self._file = file
         self._units: dict[int, list[str]] = {}
-        self._roots: dict[tuple[int, int], bytes] = {}
+        self._roots = [scopefile.chunk_roots(file, tree) for tree in range(len(self.trees))]
+        for tree, chunks, root in zip(self.trees, self._roots, roots, strict=True):
+            if merkle.root_from_chunk_roots(tree.leaves, chunks) != root:
+                raise Tampered("scope-file", "expected chunk roots that lead to the published root")
 
     def run(self, tree: int, first_chunk: int, end_chunk: int) -> Run:
         """Chunks [first_chunk, end_chunk). Raises `Rejected("no-such-chunk")` when the sweep has none such."""
@@ -116,12 +124,9 @@ class OpenScope:
         columns = scopefile.unpack_columns(self._file.section(f"{tree}/overlaps"))
         return np.frombuffer(columns["leaf"], "<u4")
 
-    def chunk_root(self, run: Run, chunk: int) -> bytes:
-        """Root of one chunk's subtree; kept, because hide and erase (and presence and absence) both name it."""
-        at = (run.tree, chunk)
-        if at not in self._roots:
-            self._roots[at] = merkle.root(run.hashes[chunk - run.first_chunk])
-        return self._roots[at]
+    def chunk_root(self, tree: int, chunk: int) -> bytes:
+        """Root of one chunk's subtree."""
+        return self._roots[tree][chunk]
 
     def _unit_names(self, tree: int) -> list[str]:
         if tree not in self._units:
@@ -160,7 +165,7 @@ class Scopes:
         if hashlib.sha256(buffer).digest() != sweep.file_digest:
             raise Tampered(f"scope file of sweep {sweep.sweep_id}", "expected the digest that its statement names")
         mapped = buffer.obj if isinstance(buffer.obj, mmap) and len(buffer.obj) == len(buffer) else bytes(buffer)
-        return OpenScope(scopefile.ScopeFile.open(mapped, key), key)
+        return OpenScope(scopefile.ScopeFile.open(mapped, key), key, sweep.roots)
 
 
 def _trees(header: object) -> tuple[Tree, ...]:

@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 Id = Annotated[str, typer.Argument(metavar="REQUEST", help="request id")]
 
 
+class Format(StrEnum):
+    """How a certificate's evidence is written."""
+
+    BUNDLE = "bundle"
+    SCITT = "scitt"
+
+
 class Which(StrEnum):
     """The two provisions of a request."""
 
@@ -74,6 +81,9 @@ def _certificate(app: typer.Typer) -> None:
         request: Id,
         out: Annotated[Path, typer.Option("--out", help="a directory that is empty or absent, or FILE.zip")],
         provision: Which = Which.DATA,
+        form: Annotated[
+            Format, typer.Option("--format", help="scitt: statements with COSE receipts (RFC 9942)")
+        ] = Format.BUNDLE,
         *,
         as_json: AsJson = False,
     ) -> None:
@@ -83,6 +93,8 @@ def _certificate(app: typer.Typer) -> None:
 
         identity = request_id(request)
         files = ask(lambda reader: reader.certificate(identity, Provision(provision)))
+        if form is Format.SCITT:
+            files = _as_scitt(files)
         try:
             write_bundle(files, out)
         except OSError as error:
@@ -92,6 +104,19 @@ def _certificate(app: typer.Typer) -> None:
             document({"request": request, "provision": provision, "out": str(out), "files": len(files), "bytes": size})
         else:
             say(f"{out}: {len(files)} files, {size} bytes")
+
+
+def _as_scitt(files: dict[str, bytes]) -> dict[str, bytes]:
+    """The same certificate and statements, each with a receipt that this deployment's log signs."""
+    from expunge.cli.deployed import deployment
+    from expunge.domain import bundle, note, scitt
+
+    made = bundle.load(files)
+    signers = deployment().signers
+    checkpoint = note.open_checkpoint(made.checkpoint, signers.trust().log_keys, signers.origin)
+    return {bundle.CERTIFICATE: files[bundle.CERTIFICATE]} | scitt.export(
+        made.statements, checkpoint, signers.log_key()
+    )
 
 
 def _verify(app: typer.Typer) -> None:

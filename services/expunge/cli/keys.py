@@ -1,16 +1,17 @@
-"""`expunge keys ...`: draw keys, and let publishers' and approvers' keys sign requests."""
+"""`expunge keys ...`: draw keys, rotate and revoke them, destroy buckets, and let publishers' and approvers' keys sign
+requests."""
 
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from expunge.cli.console import AsJson, document, say
+from expunge.cli.console import AsJson, document, say, table
 from expunge.domain.errors import Misconfigured, Rejected
 
 PEOPLE = (("publisher", "publisher"), ("approver", "approver-1"), ("approver", "approver-2"))
@@ -25,9 +26,13 @@ class Signs(StrEnum):
 
 def commands() -> typer.Typer:
     """The group `keys`."""
-    group = typer.Typer(help="Keys: draw them, register them.", no_args_is_help=True)
+    group = typer.Typer(help="Keys: draw, register, list, rotate, revoke and destroy them.", no_args_is_help=True)
     _generate(group)
     _register(group)
+    _list(group)
+    _rotate(group)
+    _revoke(group)
+    _destroy_bucket(group)
     return group
 
 
@@ -114,6 +119,97 @@ def _register(group: typer.Typer) -> None:
             document({"key_id": public.key_id, "role": role, "added": bool(added)})
         else:
             say(f"{role} {name}: {public.key_id}{'' if added else ' was registered already'}")
+
+
+def _list(group: typer.Typer) -> None:
+    @group.command("list", help="The deployment's signing keys, those of before a rotation too.")
+    def listed(*, as_json: AsJson = False) -> None:
+        from expunge.cli.deployed import deployment
+
+        rows = [_told(one) for one in deployment().signers.listed()]
+        if as_json:
+            document({"keys": rows})
+        else:
+            table(tuple(rows[0]) if rows else (), [tuple(one.values()) for one in rows])
+
+
+def _rotate(group: typer.Typer) -> None:
+    @group.command(
+        help="Draw a new key for a role and log that. The old one counts for --grace hours more: restart the workers that "
+        "sign with it, and give auditors the new policy."
+    )
+    def rotate(
+        role: Annotated[str, typer.Option("--role")],
+        store: Annotated[str | None, typer.Option("--store", help="executors only")] = None,
+        grace: Annotated[float, typer.Option("--grace", min=0, help="hours")] = 1.0,
+        *,
+        as_json: AsJson = False,
+    ) -> None:
+        from expunge.cli.deployed import reachable
+        from expunge.domain.words import Role
+
+        if role not in set(Role):
+            raise Rejected("malformed", f"expected a role out of {', '.join(Role)}")
+        found = reachable()
+        from expunge.keeping import rotate
+
+        hours = timedelta(hours=grace)
+        retired, added = asyncio.run(rotate(found, Role(role), store, at=datetime.now(UTC), grace=hours))
+        if as_json:
+            document({"retired": _told(retired), "added": _told(added)})
+        else:
+            say(f"{role}: {added.key_id} from now on; {retired.key_id} until {retired.valid_to}")
+
+
+def _revoke(group: typer.Typer) -> None:
+    @group.command(
+        help="Nothing that this key signs counts from now on, whatever time it states. Its seed is destroyed."
+    )
+    def revoke(key_id: Annotated[str, typer.Argument(metavar="KEY_ID")], *, as_json: AsJson = False) -> None:
+        from expunge.cli.deployed import reachable
+
+        found = reachable()
+        from expunge.keeping import revoke
+
+        revoked, added = asyncio.run(revoke(found, key_id, at=datetime.now(UTC)))
+        if as_json:
+            document({"revoked": _told(revoked), "added": None if added is None else _told(added)})
+        else:
+            say(f"{revoked.role}: {key_id} revoked at log index {revoked.revoked_at_index}")
+            if added is not None:
+                say(f"{added.role}: {added.key_id} from now on; restart the workers that sign with it")
+
+
+def _destroy_bucket(group: typer.Typer) -> None:
+    @group.command("destroy-bucket", help="Destroy one day's request keys for good, and log that.")
+    def destroy_bucket(
+        day: Annotated[str, typer.Argument(metavar="DATE", help="YYYY-MM-DD")], *, as_json: AsJson = False
+    ) -> None:
+        try:
+            bucket = date.fromisoformat(day)
+        except ValueError:
+            raise Rejected("malformed", "expected a date: YYYY-MM-DD") from None
+        from expunge.cli.deployed import reachable
+
+        found = reachable()
+        from expunge.keeping import destroy_bucket
+
+        index = asyncio.run(destroy_bucket(found, bucket, at=datetime.now(UTC)))
+        if as_json:
+            document({"bucket": day, "log_index": index})
+        else:
+            say(f"bucket {day}: its key is destroyed, as log entry {index} says")
+
+
+def _told(key: Any) -> dict[str, Any]:  # noqa: ANN401 - a ListedKey, whose module is not imported yet
+    return {
+        "role": key.role,
+        "store": key.store,
+        "key_id": key.key_id,
+        "valid_from": key.valid_from,
+        "valid_to": key.valid_to,
+        "revoked_at_index": key.revoked_at_index,
+    }
 
 
 def _public(path: Path) -> Any:  # noqa: ANN401 - a PublicKey, whose module is not imported yet

@@ -53,7 +53,9 @@ class Submission:
             raise Rejected("malformed", "expected an old size and a proof in ASCII") from error
         match = _OLD.fullmatch(first)
         if not blank or match is None or len(lines) > PROOF_LINES:
-            raise Rejected("malformed", f"expected an old size line, at most {PROOF_LINES} proof lines and a checkpoint")
+            raise Rejected(
+                "malformed", f"expected an old size line, at most {PROOF_LINES} proof lines and a checkpoint"
+            )
         return cls(int(match[1]), tuple(hashes(lines)), rest)
 
 

@@ -13,16 +13,18 @@ from datetime import datetime
 from hashlib import sha256
 from typing import Final, assert_never
 
-from expunge.domain import bundle as bundles
 from expunge.domain import attestation, coverage, dsse, merkle, note, statement
+from expunge.domain import bundle as bundles
 from expunge.domain.attestation import Attested
-from expunge.domain.bundle import Shared
+from expunge.domain.bundle import Bundle, Shared
 from expunge.domain.certificate import Certificate
 from expunge.domain.coverage import DEEDS
 from expunge.domain.errors import Rejected, Tampered
 from expunge.domain.statement import (
     Chunk,
     Completion,
+    KeyDestroyed,
+    KeyEvent,
     MetricVoid,
     ModelDestroyed,
     ModelReplaced,
@@ -118,16 +120,28 @@ def signed(bundle: Shared, trust: Trust) -> tuple[Entry, ...]:
     entries = []
     scope_time = next((said.predicate.at for _, _, said in read if isinstance(said.predicate, Scope)), None)
     for index, envelope, said in read:
-        digest = check_signature(envelope, said.predicate, trust, scope_time, f"statement {index}")
+        digest = check_signature(envelope, said.predicate, trust, scope_time, f"statement {index}", index=index)
         entries.append(Entry(index, digest, said))
     return tuple(entries)
 
 
+def scope_of(bundle: Bundle, trust: Trust) -> Scope:
+    """The scope of a bundle that was verified. Raises `Tampered`."""
+    return _one_scope(signed(bundle, trust), bundle.certificate)[1]
+
+
 def check_signature(
-    envelope: dsse.Envelope, predicate: Predicate, trust: Trust, scope_time: datetime | None, where: str
+    envelope: dsse.Envelope,
+    predicate: Predicate,
+    trust: Trust,
+    scope_time: datetime | None,
+    where: str,
+    *,
+    index: int,
 ) -> str:
     """Check that a key of the predicate's only role signed the envelope, and nobody else did; SHA-256 (hex) of its
-    payload. `scope_time`: stands for the time of statements that hold none. Raises `Tampered(where)`."""
+    payload. `scope_time`: stands for the time of statements that hold none; `index`: where it is in the log. Raises
+    `Tampered(where)`."""
     at = scope_time if isinstance(predicate, ModelTainted) else predicate.at
     if at is None:
         raise Tampered(where, "expected the scope statement that gives it a time, got none")
@@ -135,7 +149,7 @@ def check_signature(
     if len(envelope.signatures) != 1:
         raise Tampered(where, f"expected one signature, got {len(envelope.signatures)}")
     try:
-        key = trust.key_for(statement.role_of(predicate), envelope.signatures[0].key_id, store, at)
+        key = trust.key_for(statement.role_of(predicate), envelope.signatures[0].key_id, store, at, index)
         dsse.verify(envelope, key, statement.PAYLOAD_TYPE)
     except Tampered as error:
         raise Tampered(where, str(error)) from error
@@ -193,7 +207,7 @@ def _check_about(entry: Entry, certificate: Certificate) -> None:
                 raise Tampered(where, "expected a statement about this sweep, got another's")
         case ScopeVoid():
             raise Tampered(where, "expected a scope that stands, this one is void")
-        case Scope() | RegisteredBatch():
+        case Scope() | RegisteredBatch() | KeyDestroyed() | KeyEvent():
             raise Tampered(where, "expected only statements about this sweep, got another kind")
         case _:
             assert_never(entry.predicate)
@@ -230,7 +244,7 @@ def _check_approved(
                 raise Tampered(where, f"expected {APPROVERS} or more different approvers")
             for key_id in said.approvers:
                 try:
-                    trust.key_for(Role.APPROVER, key_id, None, said.at)
+                    trust.key_for(Role.APPROVER, key_id, None, said.at, entry.index)
                 except Tampered as error:
                     raise Tampered(where, str(error)) from error
             approved = approved or entry.index < first_deed

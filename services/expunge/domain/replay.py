@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import date, datetime
 from typing import assert_never
 
 from expunge.domain import coverage, tiles
@@ -20,6 +20,8 @@ from expunge.domain.limits import CHUNK_LEAVES
 from expunge.domain.statement import (
     Chunk,
     Completion,
+    KeyDestroyed,
+    KeyEvent,
     MetricVoid,
     ModelDestroyed,
     ModelReplaced,
@@ -107,7 +109,7 @@ class ModelState:
 
 @dataclass(slots=True)
 class State:
-    """Everything public. `size`: entries folded."""
+    """Everything public. `size`: entries folded; `destroyed`: key buckets that are gone, and the log index that says so."""
 
     size: int = 0
     sweeps: dict[str, SweepState] = field(default_factory=dict)
@@ -115,6 +117,7 @@ class State:
     batches: set[str] = field(default_factory=set)
     images: int = 0
     registered: Counter[tuple[str, Kind]] = field(default_factory=Counter)
+    destroyed: dict[date, int] = field(default_factory=dict)
 
 
 def fold(  # noqa: C901, PLR0912 - one case per predicate
@@ -155,6 +158,10 @@ def fold(  # noqa: C901, PLR0912 - one case per predicate
             _resolved(state, predicate, ModelStatus.DESTROYED)
         case Overdue():
             _sweep(state, index, predicate.sweep, None).overdue.add(predicate.provision)
+        case KeyDestroyed():
+            state.destroyed.setdefault(predicate.bucket, index)
+        case KeyEvent():
+            pass  # whom to believe is the reader's own policy
         case _:
             assert_never(predicate)
     state.size += 1

@@ -26,6 +26,7 @@ from expunge.domain import canonical
 from expunge.domain.canonical import Json
 from expunge.domain.errors import Rejected, Tampered
 from expunge.domain.leaf import derive_key
+from expunge.domain.merkle import HASH_BYTES
 
 VERSION: Final = 1
 Buffer: TypeAlias = bytes | memoryview | mmap
@@ -153,6 +154,12 @@ def unpack_strings(data: bytes) -> list[str]:
     if sum(lengths) != len(text):
         raise Tampered("columns", f"expected {sum(lengths)} characters, got {len(text)}")
     return [text[start:end] for start, end in pairwise(accumulate(lengths, initial=0))]
+
+
+def chunk_roots(file: ScopeFile, tree: int) -> list[bytes]:
+    """The roots of a tree's chunks, as its section `<tree>/roots` has them."""
+    flat = unpack_columns(file.section(f"{tree}/roots"))["roots"]
+    return [flat[at : at + HASH_BYTES] for at in range(0, len(flat), HASH_BYTES)]
 
 
 class _Seal:

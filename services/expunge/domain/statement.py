@@ -7,7 +7,7 @@ Spec: https://github.com/in-toto/attestation/blob/main/spec/v1/statement.md; the
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import date, datetime
 from itertools import groupby
 from typing import Annotated, ClassVar, Final, Literal
 
@@ -238,6 +238,33 @@ class Overdue(Frozen):
     at: AwareDatetime
 
 
+class KeyDestroyed(Frozen):
+    """A bucket key is gone: no leaf of its requests and sweeps opens any more, and no certificate. Role `certifier`.
+
+    `bucket`: the day whose requests and sweeps had their keys from it. Receipts that were given out still verify.
+    """
+
+    type: Literal["urn:expunge:key-destroyed:v1"] = "urn:expunge:key-destroyed:v1"
+    bucket: date
+    at: AwareDatetime
+
+
+class KeyEvent(Frozen):
+    """A signing key of ours came or went. Role `certifier`. For those who watch the log: a verifier's own policy decides.
+
+    `event`: `added` and `retired` from `since` on; `revoked`: nothing under it counts from this statement's index on,
+    whatever time it states. `store`: executors only. `key_id`: SHA-256 of the public key.
+    """
+
+    type: Literal["urn:expunge:key-event:v1"] = "urn:expunge:key-event:v1"
+    event: Literal["added", "retired", "revoked"]
+    role: Role
+    store: str | None
+    key_id: Hex32
+    since: AwareDatetime
+    at: AwareDatetime
+
+
 Predicate = Annotated[
     Scope
     | Chunk
@@ -250,7 +277,9 @@ Predicate = Annotated[
     | MetricVoid
     | ModelReplaced
     | ModelDestroyed
-    | Overdue,
+    | Overdue
+    | KeyDestroyed
+    | KeyEvent,
     Field(discriminator="type"),
 ]
 _PREDICATE: TypeAdapter[Predicate] = TypeAdapter(Predicate)
@@ -267,6 +296,8 @@ ROLE_OF: Final[dict[str, Role]] = {
     "urn:expunge:model-replaced:v1": Role.RETRAINER,
     "urn:expunge:model-destroyed:v1": Role.RETRAINER,
     "urn:expunge:overdue:v1": Role.CERTIFIER,
+    "urn:expunge:key-destroyed:v1": Role.CERTIFIER,
+    "urn:expunge:key-event:v1": Role.CERTIFIER,
 }
 """Which role must have signed a predicate type. Chunk statements depend on their step: see `role_of`."""
 

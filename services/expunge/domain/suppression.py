@@ -29,6 +29,11 @@ _FIELDS: Final[tuple[Field, ...]] = ("subject", "locator", "digest")
 _CODES: Final[dict[Field, int]] = {field: code for code, field in enumerate(_FIELDS, 1)}
 _BODY: Final = struct.Struct(f">BBBB{PURPOSE_BYTES}s{MAC_BYTES}s")
 
+_SHA_256_BLOCK: Final = 64
+_INNER: Final = bytes(byte ^ 0x36 for byte in range(256))
+_OUTER: Final = bytes(byte ^ 0x5C for byte in range(256))
+"""HMAC's pads (RFC 2104), as tables for `bytes.translate`."""
+
 
 class Action(IntEnum):
     """What a record does to its entry. A later record wins."""
@@ -63,16 +68,40 @@ def mac(key: bytes, field: Field, purpose: str, value: bytes) -> bytes:
     Input: "expunge/suppression/v1", field and purpose, each after its length (4 bytes, big-endian), then the value.
     Raises `ValueError` for a key of another length or an unknown field.
     """
-    if len(key) != KEY_BYTES or field not in _CODES:
-        raise ValueError(f"expected a key of {KEY_BYTES} bytes and a known field")
-    parts = (b"expunge/suppression/v1", field.encode(), purpose.encode())
-    prefix = b"".join([len(part).to_bytes(4, "big") + part for part in parts])
-    return hmac.digest(key, prefix + value, "sha256")
+    return hmac.digest(key, _prefix(key, field, purpose) + value, "sha256")
+
+
+def macs(key: bytes, field: Field, purpose: str, values: bytes, size: int) -> bytes:
+    """`mac` of each of `len(values) / size` values of `size` bytes, laid end to end: the key is scheduled once for all.
+
+    Raises `ValueError` as `mac` does, and unless the values are whole.
+    """
+    if size <= 0 or len(values) % size:
+        raise ValueError(f"expected whole values of {size} bytes, got {len(values)} bytes")
+    padded = key.ljust(_SHA_256_BLOCK, b"\0")
+    inner = sha256(padded.translate(_INNER) + _prefix(key, field, purpose)).copy
+    outer = sha256(padded.translate(_OUTER)).copy
+    found = []
+    for (value,) in struct.iter_unpack(f"{size}s", values):
+        within, around = inner(), outer()
+        within.update(value)
+        around.update(within.digest())
+        found.append(around.digest())
+    return b"".join(found)
 
 
 def encode(records: Iterable[Record]) -> bytes:
     """Journal bytes of `records`, 64 each: append them, then sync."""
     bodies = [_BODY.pack(VERSION, _CODES[one.field], one.action, 0, one.purpose, one.mac) for one in records]
+    return b"".join([part for body in bodies for part in (body, _checksum(body))])
+
+
+def encode_many(field: Field, action: Action, purpose: bytes, macs: bytes) -> bytes:
+    """As `encode`, for records that differ only in their MACs, which are laid end to end. `ValueError` as `Record`."""
+    if len(macs) % MAC_BYTES:
+        raise ValueError(f"expected whole MACs of {MAC_BYTES} bytes, got {len(macs)} bytes")
+    head = encode([Record(field, action, purpose, bytes(MAC_BYTES))])[: _BODY.size - MAC_BYTES]
+    bodies = [head + value for (value,) in struct.iter_unpack(f"{MAC_BYTES}s", macs)]
     return b"".join([part for body in bodies for part in (body, _checksum(body))])
 
 
@@ -88,6 +117,13 @@ def decode(data: bytes) -> tuple[list[Record], int]:
     if any(good[count:]):
         raise Tampered("suppression-journal", f"expected record {count} to match its checksum")
     return [_record(number, one) for number, one in enumerate(whole[:count])], len(data) - count * RECORD_BYTES
+
+
+def _prefix(key: bytes, field: Field, purpose: str) -> bytes:
+    if len(key) != KEY_BYTES or field not in _CODES:
+        raise ValueError(f"expected a key of {KEY_BYTES} bytes and a known field")
+    parts = (b"expunge/suppression/v1", field.encode(), purpose.encode())
+    return b"".join([len(part).to_bytes(4, "big") + part for part in parts])
 
 
 def _record(number: int, data: bytes) -> Record:

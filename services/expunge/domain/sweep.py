@@ -86,6 +86,17 @@ def claims(requests: Requests, ordinal: I64, purposes: I64) -> Claims:
     )
 
 
+def claims_of_one(artifacts: int) -> Claims:
+    """The claims of one request that takes all of so many artifacts."""
+    return Claims(
+        in_scope=np.ones(artifacts, bool),
+        remaining=np.zeros(artifacts, np.int64),
+        leaf=np.arange(artifacts),
+        leaf_offset=np.array([0, artifacts]),
+        retained=({},),
+    )
+
+
 def _join(requests: Requests, ordinal: I64) -> tuple[I64, I64]:
     """All (request, artifact position) pairs that share an image."""
     order = np.argsort(ordinal, kind="stable")

@@ -12,7 +12,7 @@ from cryptography import x509
 from expunge.domain.errors import Tampered
 
 
-class NotInstalled(Tampered):  # noqa: N818 - see Tampered
+class NotInstalled(Tampered):
     """A time stamp cannot be checked here."""
 
 

@@ -59,7 +59,9 @@ def _note_key(text: str, kind: SignatureType) -> str:
 
 class TrustedKey(Frozen):
     """A pinned Ed25519 key. `store`: executors only, the one store whose statements it may sign. `public`: base64 of
-    32 bytes. Valid in [valid_from, valid_to)."""
+    32 bytes. Valid in [valid_from, valid_to), by the time that a statement states. `revoked_at_index`: statements from
+    this log index on do not count whatever time they state: who stole a key can date a statement back, but not its place
+    in the log."""
 
     role: Role
     name: str = Field(min_length=1)
@@ -67,6 +69,7 @@ class TrustedKey(Frozen):
     public: Annotated[str, AfterValidator(_public)]
     valid_from: AwareDatetime
     valid_to: AwareDatetime | None = None
+    revoked_at_index: Annotated[int, Field(ge=0)] | None = None
 
     @model_validator(mode="after")
     def _executors_have_a_store(self) -> Self:
@@ -138,10 +141,10 @@ class Trust(Frozen):
             found[one.role, one.store][one.key.key_id] = one
         return found
 
-    def key_for(self, role: Role, key_id: str, store: str | None, at: datetime) -> PublicKey:
-        """The key that must have signed: of `role`, and for executors of `store`, valid at `at`. `key_id` is the
-        envelope's unauthenticated hint: it only chooses among keys that would all do. Raises `Tampered("policy")`
-        naming what is missing."""
+    def key_for(self, role: Role, key_id: str, store: str | None, at: datetime, index: int) -> PublicKey:
+        """The key that must have signed: of `role`, and for executors of `store`, valid at `at` and not revoked at log
+        `index`. `key_id` is the envelope's unauthenticated hint: it only chooses among keys that would all do. Raises
+        `Tampered("policy")` naming what is missing."""
         wanted = role.value if store is None else f"{role.value} key of store {store}"
         candidates = self._by_role.get((role, store), {})
         if not candidates:
@@ -151,6 +154,11 @@ class Trust(Frozen):
         found = candidates[key_id]
         if not found.valid_at(at):
             raise Tampered("policy", f"expected a {wanted} valid at {at.isoformat()}, {found.name} was not")
+        if found.revoked_at_index is not None and index >= found.revoked_at_index:
+            raise Tampered(
+                "policy",
+                f"expected a {wanted} that stands, {found.name} was revoked at log index {found.revoked_at_index}",
+            )
         return found.key
 
 

@@ -169,7 +169,8 @@ def _summary(certificate: Certificate, sweep: Sweep, counts: Counts, checkpoint:
 
 
 def _note(seen: _Seen, chunk: Chunk) -> None:
-    seen.residue.update(chunk.residue)
+    if chunk.step is not Step.HIDE:  # what hiding leaves is what erasing is for
+        seen.residue.update(chunk.residue)
     if chunk.step in DEEDS:
         seen.erased_by.add(chunk.method)
     elif chunk.step is Step.ABSENCE:

@@ -91,7 +91,7 @@ class Audit:
                     envelope = dsse.parse(entry)
                     predicate = statement.parse(envelope.payload).predicate
                     # A statement without a time of its own is taken to be new, as the entries of this audit are.
-                    evidence.check_signature(envelope, predicate, self._trust, at, f"log index {index}")
+                    evidence.check_signature(envelope, predicate, self._trust, at, f"log index {index}", index=index)
         if frontier.root() != checkpoint.root:
             raise Tampered("root", "expected entries that extend the audited log to the checkpoint's root")
         return bytes(hashes)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pyroaring import BitMap, BitMap64
 
-from expunge.domain import canonical, certificate, events, merkle, statement
+from expunge.domain import canonical, certificate, dsse, events, merkle, statement
 from expunge.domain import sweep as sweeps
 from expunge.domain.errors import Rejected
 from expunge.domain.events import SweepId
@@ -296,6 +296,16 @@ class Certify:
             await tx.execute(said, sweep_id=sweep_id, at=at, index=index)
         return len(rows)
 
+    async def destroy_buckets(self, before: date, tx: Tx) -> list[date]:
+        """Destroy the keys of buckets before a day whose requests are all closed, and say so; which days."""
+        gone = await _destroyed(tx)
+        found = []
+        for (day,) in await tx.fetch("certify_buckets", before=before):
+            if day not in gone and not await _needs(tx, day):
+                await destroy_bucket(tx, self._keys, self._signer, day, at=self._clock())
+                found.append(day)
+        return found
+
     async def issue(self, size: int, tx: Tx) -> int:
         """Announce the certificates of every round that the checkpoint of `size` covers; how many certificates."""
         rows = await tx.fetch("certify_unissued", size=size)
@@ -319,6 +329,39 @@ class Certify:
             await emit(tx, WORKER, out, at=at)
             await tx.execute("certify_issued", size=size)
         return len(rows)
+
+
+async def destroy_bucket(tx: Tx, keys: KeyStore, signer: Signer, day: date, *, at: datetime) -> int:
+    """Destroy one bucket's key for good and say so in the log; the statement's index. A repeat gives the same index.
+
+    The key goes first: a statement never claims what a crash undid. Raises `Rejected("bucket-open")`.
+    """
+    if needed := await _needs(tx, day):
+        raise Rejected("bucket-open", f"expected a bucket whose requests are all closed, {needed} still need its key")
+    if day >= at.date():
+        raise Rejected("bucket-open", "expected a day that is over: its key may still be drawn from")
+    if (known := (await _destroyed(tx)).get(day)) is not None:
+        return known
+    await asyncio.to_thread(keys.destroy, day)
+    predicate = statement.KeyDestroyed(bucket=day, at=statement.instant(at))
+    payload = statement.payload(predicate, {"bucket": hashlib.sha256(day.isoformat().encode()).hexdigest()})
+    (index,) = await log(tx, [(predicate.type, signer.sign(payload, PAYLOAD_TYPE))])
+    return index
+
+
+async def _needs(tx: Tx, day: date) -> int:
+    ((needed,),) = await tx.fetch("certify_bucket_open", day=day)
+    return int(needed)
+
+
+async def _destroyed(tx: Tx) -> dict[date, int]:
+    """Buckets that the log says are gone, and where."""
+    found = {}
+    for index, entry in await tx.fetch("certify_destroyed"):
+        said = statement.parse(dsse.parse(bytes(entry)).payload).predicate
+        if isinstance(said, statement.KeyDestroyed):
+            found[said.bucket] = index
+    return found
 
 
 def round_file(sweep_id: UUID, number: int, digest: bytes) -> str:

@@ -11,10 +11,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import struct
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import date, datetime
-from itertools import pairwise
+from itertools import chain, groupby, pairwise
+from operator import attrgetter
 from typing import Any, Final, cast
 from uuid import UUID
 
@@ -22,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pyroaring import BitMap64
 
+from expunge.chunks.spool import Spool
 from expunge.domain import certificate, merkle, scopefile, statement, suppression
 from expunge.domain import sweep as sweeps
 from expunge.domain.leaf import LEAF_BYTES, NO_DIGEST, derive_key, nonces, pack_leaves
@@ -37,13 +41,16 @@ from expunge.record import log
 PEOPLE: Final = "people"
 ORDER: Final = "order"
 
+PAGE_LEAVES: Final = 64 * CHUNK_LEAVES
+"""Artifacts fetched together: whole chunks."""
+
 SWEEPS_UNDER_WAY: Final = 2
 """People's sweeps that run at once while requests are too few to fill another: more would cost more, and end no sooner."""
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A run of one tree's artifacts in physical order: a multiple of 1,024 but for the tree's last page."""
+    """A run of one tree's artifacts in physical order: `PAGE_LEAVES` of them but for the tree's last page."""
 
     kind: str
     store_no: int
@@ -69,6 +76,23 @@ class Page:
             locators=locators,
         )
 
+    @classmethod
+    def joined(cls, pages: Sequence[Page]) -> Page:
+        """Pages of one tree, laid end to end."""
+        first = pages[0]
+        if len(pages) == 1:
+            return first
+        return cls(
+            kind=first.kind,
+            store_no=first.store_no,
+            ids=np.concatenate([page.ids for page in pages], dtype=">i8"),
+            ordinal=np.concatenate([page.ordinal for page in pages]),
+            unit=np.concatenate([page.unit for page in pages]),
+            purposes=np.concatenate([page.purposes for page in pages]),
+            digests=b"".join(page.digests for page in pages),
+            locators=[locator for page in pages for locator in page.locators],
+        )
+
     def only(self, keep: NDArray[np.bool_]) -> Page:
         """The artifacts where `keep`."""
         if keep.all():
@@ -88,23 +112,24 @@ class Page:
 
 @dataclass(slots=True)
 class TreeBuilder:
-    """One tree while its pages come in: leaf hashes, and the sections of the scope file."""
+    """One tree while its pages come in: chunk roots, and the sections of the scope file, which go to `spool`."""
 
     number: int
     kind: Kind
     store: str
     nonce_key: bytes
-    hashes: bytearray = field(default_factory=bytearray)
+    spool: Spool
+    leaves: int = 0
+    chunk_roots: list[bytes] = field(default_factory=list)
     units: list[int] = field(default_factory=list)
     starts: list[int] = field(default_factory=list)
-    sections: list[tuple[str, bytes]] = field(default_factory=list)
     ordinals: list[I64] = field(default_factory=list)
     ids: list[NDArray[Any]] = field(default_factory=list)
 
     @property
-    def leaves(self) -> int:
-        """Leaves so far."""
-        return len(self.hashes) // merkle.HASH_BYTES
+    def root(self) -> bytes:
+        """The tree's root."""
+        return merkle.root_from_chunk_roots(self.leaves, self.chunk_roots)
 
     def add(self, page: Page) -> None:
         """Append a page: hash its leaves and cut its chunk sections."""
@@ -125,8 +150,9 @@ class TreeBuilder:
                 "hashes": hashes[at * 32 : end * 32],
             }
             name = f"{self.number}/{(base + at) // CHUNK_LEAVES}"
-            self.sections.append((name, scopefile.pack_columns(columns)))
-        self.hashes += hashes
+            self.spool.put(name, scopefile.pack_columns(columns))
+            self.chunk_roots.append(merkle.root(columns["hashes"]))
+        self.leaves += count
         self.ordinals.append(page.ordinal)
         self.ids.append(page.ids)
 
@@ -144,6 +170,37 @@ class TreeBuilder:
         return indices.tobytes()
 
 
+@dataclass(slots=True)
+class Forest:
+    """All trees of a sweep under way, in the order of their first pages, and what is suppressed of their photos."""
+
+    key: bytes
+    stores: Mapping[int, str]
+    spool: Spool
+    trees: dict[tuple[str, int], TreeBuilder] = field(default_factory=dict)
+    digests: list[bytes] = field(default_factory=list)
+    photos: list[I64] = field(default_factory=lambda: [np.zeros(0, np.int64)])
+
+    @property
+    def leaves(self) -> int:
+        """Leaves so far."""
+        return sum(tree.leaves for tree in self.trees.values())
+
+    def add(self, page: Page) -> None:
+        """Append a page to its tree."""
+        if not len(page.ids):
+            return
+        place = (page.kind, page.store_no)
+        if place not in self.trees:
+            number = len(self.trees)
+            nonce_key = derive_key(self.key, "nonces", number.to_bytes(2, "big"))
+            self.trees[place] = TreeBuilder(number, Kind(page.kind), self.stores[page.store_no], nonce_key, self.spool)
+        self.trees[place].add(page)
+        if page.kind == Kind.IMAGE:
+            self.digests.append(page.digests)
+            self.photos.append(page.ordinal)
+
+
 @dataclass(frozen=True, slots=True)
 class Claimed:
     """The requests of a sweep to be. `ordinals`: which images each touches, sorted by request."""
@@ -153,6 +210,11 @@ class Claimed:
     requests: sweeps.Requests
     body_digests: list[bytes]
     erased_earlier: int
+
+    @property
+    def everything(self) -> bool:
+        """One request that takes every artifact of its images: who claims what needs no join, however many there are."""
+        return len(self.ids) == 1 and int(self.requests.purposes[0]) == ALL_PURPOSES
 
 
 class Plan:
@@ -216,8 +278,7 @@ class Plan:
                 await tx.execute("plan_becomes_order", ids=large)
                 return None
             claimed = Claimed(PEOPLE, [row[0] for row in rows], requests, [row[3] for row in rows], 0)
-            found = await tx.fetch("plan_artifacts", ordinals=np.unique(requests.ordinal).tolist())
-            return await self._seal(tx, claimed, [Page.of_row(row) for row in found])
+            return await self._seal(tx, claimed, _artifacts(tx, requests.ordinal))
 
     async def seal_order(self) -> UUID | None:
         """Seal one order, or one person's request that needs approval, if any waits."""
@@ -237,15 +298,7 @@ class Plan:
                 purposes=np.array([purposes], np.int64), request=np.zeros(len(ordinal), np.int64), ordinal=ordinal
             )
             claimed = Claimed(ORDER, [request_id], requests, [body_digest], earlier)
-            runs = sweeps.runs_of(ordinal)
-            first, end = [run[0] for run in runs], [run[0] + run[1] for run in runs]
-            await tx.execute("plan_pages_create", first=first, end=end)
-            pages = [
-                Page.of_row(row)
-                for kind, store_no, page in await tx.fetch("plan_pages")
-                for row in await tx.fetch("plan_page", kind=kind, store_no=store_no, page=page)
-            ]
-            return await self._seal(tx, claimed, pages)
+            return await self._seal(tx, claimed, _artifacts_of_order(tx, ordinal))
 
     async def _selected(self, tx: Tx, subject: str | None, body: bytes) -> tuple[I64, str | None]:
         """An order's images, ascending, and the source whose earlier erasures count."""
@@ -269,16 +322,38 @@ class Plan:
         ((packed,),) = rows
         return np.frombuffer(packed or b"", ">i8").astype(np.int64), source
 
-    async def _seal(self, tx: Tx, claimed: Claimed, pages: Sequence[Page]) -> UUID:
+    async def _seal(self, tx: Tx, claimed: Claimed, pages: AsyncIterator[Page]) -> UUID:
         at = statement.instant(self._clock())
         sweep_id: UUID = self._new_id()
         bucket = at.date()
         key = derive_key(self._keys.bucket(bucket, create=True), "sweep", sweep_id.bytes)
         stores: dict[int, str] = {row[0]: row[1] for row in await tx.fetch("plan_stores")}
+        with closing(Spool()) as spool:
+            forest = Forest(key, stores, spool)
+            whole = await self._plant(tx, claimed, forest, pages)
+            return await self._seal_forest(tx, claimed, forest, whole, sweep_id, bucket, at)
+
+    async def _plant(self, tx: Tx, claimed: Claimed, forest: Forest, pages: AsyncIterator[Page]) -> sweeps.Claims:
+        """Grow the trees; who claims what. Where everything is claimed, page by page; else all have to be seen first."""
+        if claimed.everything:
+            async for page in pages:
+                await asyncio.to_thread(forest.add, page)
+            return sweeps.claims_of_one(forest.leaves)
+        listed = [page async for page in pages]
+        trees = [Page.joined(list(some)) for _, some in groupby(listed, key=attrgetter("kind", "store_no"))]
+        whole = await asyncio.to_thread(_decide, claimed.requests, trees)
+        borders = np.cumsum([len(page.ids) for page in trees[:-1]])
+        await self._retain(tx, trees, np.split(whole.remaining, borders))
+        for page, keep in zip(trees, np.split(whole.in_scope, borders), strict=bool(trees)):
+            await asyncio.to_thread(forest.add, page.only(keep))
+        return whole
+
+    async def _seal_forest(
+        self, tx: Tx, claimed: Claimed, forest: Forest, whole: sweeps.Claims, sweep_id: UUID, bucket: date, at: datetime
+    ) -> UUID:  # fmt: skip
+        key = forest.key
         names: dict[int, str] = {row[0]: row[1] for row in await tx.fetch("plan_purposes")}
-        decided = await asyncio.to_thread(_decide, claimed, pages)
-        await self._retain(tx, pages, decided)
-        built = await asyncio.to_thread(_build, claimed, decided, pages, stores, key, names)
+        built = await asyncio.to_thread(_build, claimed, whole, forest, names)
         wanted = sorted({unit for tree in built.trees for unit in tree.units})
         units: dict[int, str] = {row[0]: row[1] for row in await tx.fetch("plan_units", units=wanted)}
         overlaps = await self._overlaps(tx, built)
@@ -288,7 +363,7 @@ class Plan:
             "bucket": bucket.isoformat(),
             "trees": [{"kind": tree.kind, "store": tree.store, "leaves": tree.leaves} for tree in built.trees],
         }
-        sections = built.sections(units, overlaps)
+        sections = chain(forest.spool, built.sections(units, overlaps))
         file_digest = await asyncio.to_thread(
             lambda: self._sealed.write(f"{sweep_id}.scope", scopefile.blocks(header, sections, key))
         )
@@ -317,16 +392,16 @@ class Plan:
         await self._record(tx, claimed, built, predicate, payload, envelope, held, bucket, at)
         return sweep_id
 
-    async def _retain(self, tx: Tx, pages: Sequence[Page], decided: Decided) -> None:
+    async def _retain(self, tx: Tx, pages: Sequence[Page], remains: Sequence[I64]) -> None:
         """Take the withdrawn purposes from artifacts that stay."""
         ordinals: list[int] = []
         ids: list[int] = []
         remaining: list[int] = []
-        for page, claims in zip(pages, decided.by_page, strict=True):
-            changed = (claims.remaining != page.purposes) & (claims.remaining != 0)
+        for page, left in zip(pages, remains, strict=bool(pages)):
+            changed = (left != page.purposes) & (left != 0)
             ordinals += page.ordinal[changed].tolist()
             ids += page.ids[changed].tolist()
-            remaining += claims.remaining[changed].tolist()
+            remaining += left[changed].tolist()
         if ids:
             await tx.execute("plan_retain", ordinals=ordinals, ids=ids, remaining=remaining)
 
@@ -377,15 +452,16 @@ class Plan:
         first, end = [run[0] for run in runs], [run[0] + run[1] for run in runs]
         ((known,),) = await tx.fetch("plan_image_digests", first=first, end=end)
         # A photo's digest and that of its stored file may differ, and the file's need not be known.
-        every = built.image_digests + (known or b"")
-        digests = sorted({every[at : at + 32] for at in range(0, len(every), 32)} - {NO_DIGEST})
-        macs = await asyncio.to_thread(
-            lambda: [suppression.mac(self._journal.key, "digest", "*", one) for one in digests]
-        )
+        macs = await asyncio.to_thread(self._remember, built.image_digests + (known or b""))
+        await tx.execute("plan_suppress_page", macs=macs)
+
+    def _remember(self, digests: bytes) -> bytes:
+        """Journal that these are suppressed; their MACs."""
+        distinct = sorted({one for (one,) in struct.iter_unpack("32s", digests)} - {NO_DIGEST})
+        macs = suppression.macs(self._journal.key, "digest", "*", b"".join(distinct), 32)
         everything = suppression.purpose_digest("*")
-        records = [suppression.Record("digest", suppression.Action.ADD, everything, mac) for mac in macs]
-        await asyncio.to_thread(self._journal.append, suppression.encode(records))
-        await tx.execute("plan_suppress_page", macs=b"".join(macs))
+        self._journal.append(suppression.encode_many("digest", suppression.Action.ADD, everything, macs))
+        return macs
 
     async def _record(
         self, tx: Tx, claimed: Claimed, built: Built, predicate: statement.Scope, payload: bytes, envelope: bytes,
@@ -429,14 +505,6 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Decided:
-    """What is in scope. `by_page`: the claims cut to each page; `whole`: over all pages laid end to end."""
-
-    whole: sweeps.Claims
-    by_page: tuple[sweeps.Claims, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Built:
     """A sweep's trees, ready to be sealed."""
 
@@ -453,66 +521,55 @@ class Built:
     handles_root: bytes | None
 
     def sections(self, units: Mapping[int, str], overlaps: Sequence[bytes]) -> list[tuple[str, bytes]]:
-        """All sections of the scope file."""
+        """The sections of the scope file beside the chunks."""
         found: list[tuple[str, bytes]] = []
         for tree, overlap in zip(self.trees, overlaps, strict=True):
-            found += tree.sections
             table = {
                 "units": scopefile.pack_strings([units[unit] for unit in tree.units]),
                 "first": np.array(tree.starts, "<u4").tobytes(),
             }
-            found += [(f"{tree.number}/units", scopefile.pack_columns(table)), (f"{tree.number}/overlaps", overlap)]
+            roots = scopefile.pack_columns({"roots": b"".join(tree.chunk_roots)})
+            found += [
+                (f"{tree.number}/units", scopefile.pack_columns(table)),
+                (f"{tree.number}/overlaps", overlap),
+                (f"{tree.number}/roots", roots),
+            ]
         bodies = scopefile.pack_strings([body.decode() for body in self.claim_bodies])
         found.append(("claims", scopefile.pack_columns(self.claim_columns)))
         found.append(("requests", scopefile.pack_columns({"bodies": bodies, "hashes": self.request_hashes})))
         return found
 
 
-def _decide(claimed: Claimed, pages: Sequence[Page]) -> Decided:
-    if not pages:
-        empty = np.zeros(0, np.int64)
-        return Decided(sweeps.claims(claimed.requests, empty, empty), ())
-    ordinal = np.concatenate([page.ordinal for page in pages])
-    purposes = np.concatenate([page.purposes for page in pages])
-    requests = claimed.requests
-    if len(claimed.ids) == 1 and int(requests.purposes[0]) == ALL_PURPOSES:
-        # An order takes everything of its images: no join, however many there are.
-        whole = sweeps.Claims(
-            in_scope=np.ones(len(ordinal), bool), remaining=np.zeros(len(ordinal), np.int64),
-            leaf=np.arange(len(ordinal)), leaf_offset=np.array([0, len(ordinal)]), retained=({},),
-        )  # fmt: skip
-    else:
-        whole = sweeps.claims(requests, ordinal, purposes)
-    borders = np.cumsum([0, *(len(page.ids) for page in pages)])
-    by_page = tuple(
-        sweeps.Claims(whole.in_scope[lo:hi], whole.remaining[lo:hi], whole.leaf[:0], whole.leaf_offset[:1], ())
-        for lo, hi in zip(borders[:-1].tolist(), borders[1:].tolist(), strict=True)
-    )
-    return Decided(whole, by_page)
+async def _artifacts(tx: Tx, ordinals: I64) -> AsyncIterator[Page]:
+    """What people's images have, all at once."""
+    for row in await tx.fetch("plan_artifacts", ordinals=np.unique(ordinals).tolist(), page=PAGE_LEAVES):
+        yield Page.of_row(row)
 
 
-def _build(
-    claimed: Claimed, decided: Decided, pages: Sequence[Page], stores: Mapping[int, str], key: bytes,
-    purposes: Mapping[int, str],
-) -> Built:  # fmt: skip
-    trees: dict[tuple[str, int], TreeBuilder] = {}
-    digests: list[bytes] = []
-    photos: list[I64] = [np.zeros(0, np.int64)]
-    for page, mine in zip(pages, decided.by_page, strict=True):
-        kept = page.only(mine.in_scope)
-        if not len(kept.ids):
-            continue
-        place = (page.kind, page.store_no)
-        if place not in trees:
-            number = len(trees)
-            nonce_key = derive_key(key, "nonces", number.to_bytes(2, "big"))
-            trees[place] = TreeBuilder(number, Kind(page.kind), stores[page.store_no], nonce_key)
-        trees[place].add(kept)
-        if page.kind == Kind.IMAGE:
-            digests.append(kept.digests)
-            photos.append(kept.ordinal)
-    built = list(trees.values())
-    columns, claims = _claims(claimed, decided.whole, built, purposes)
+async def _artifacts_of_order(tx: Tx, ordinals: I64) -> AsyncIterator[Page]:
+    """What an order's images (ascending) have, one page at a time."""
+    runs = sweeps.runs_of(ordinals)
+    images = {"first": [first for first, _ in runs], "end": [first + count for first, count in runs]}
+    await tx.execute("plan_sort_in_memory")
+    await tx.execute("plan_pages_create")
+    for kind, store_no in await tx.fetch("plan_places", **images):
+        await tx.execute("plan_pages_fill", kind=kind, store_no=store_no, page=PAGE_LEAVES, **images)
+    for kind, store_no, page in await tx.fetch("plan_pages"):
+        for row in await tx.fetch("plan_page", kind=kind, store_no=store_no, page=page):
+            yield Page.of_row(row)
+
+
+def _decide(requests: sweeps.Requests, pages: Sequence[Page]) -> sweeps.Claims:
+    nothing = np.zeros(0, np.int64)
+    ordinal = np.concatenate([nothing, *(page.ordinal for page in pages)])
+    purposes = np.concatenate([nothing, *(page.purposes for page in pages)])
+    return sweeps.claims(requests, ordinal, purposes)
+
+
+def _build(claimed: Claimed, whole: sweeps.Claims, forest: Forest, purposes: Mapping[int, str]) -> Built:
+    key = forest.key
+    built = list(forest.trees.values())
+    columns, claims = _claims(claimed, whole, built, purposes)
     bodies = [certificate.body_bytes(certificate.Claim.model_validate(one)) for one in claims]
     drawn = nonces(derive_key(key, "requests"), len(claims))
     leaves = b"".join(certificate.leaf(drawn[at * 16 : at * 16 + 16], body) for at, body in enumerate(bodies))
@@ -524,15 +581,15 @@ def _build(
         handles = sweeps.handles_root(derive_key(key, "handles"), ids)
     return Built(
         trees=built,
-        roots=[merkle.root(bytes(tree.hashes)) for tree in built],
+        roots=[tree.root for tree in built],
         claims=claims,
         claim_bodies=bodies,
         claim_columns=columns,
         request_tree=merkle.Tree(request_hashes),
         request_hashes=request_hashes,
         images=np.unique(claimed.requests.ordinal),
-        photos=np.unique(np.concatenate(photos)),
-        image_digests=b"".join(digests),
+        photos=np.unique(np.concatenate(forest.photos)),
+        image_digests=b"".join(forest.digests),
         handles_root=handles,
     )
 

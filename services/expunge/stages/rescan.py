@@ -1,7 +1,8 @@
 """Rescan: what is there before anything is touched, and what is there after, read from the stores and not our tables.
 
 It has a key of its own and readers only. Evidence is two-sided: a byte window counts only if the unit's files held it
-before. Windows are cut from a sample that follows from the checkpoint that published the scope.
+before. Windows are cut from a sample that follows from the checkpoint that published the scope: `SAMPLE` artifacts of a
+chunk, fewer where a run has many chunks (`RUN_SAMPLE`). Each chunk's statement says how many (`sampled`).
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 WORKER: Final = "rescan"
 SAMPLE: Final = 8
 """Artifacts of each chunk whose bytes are looked for."""
+RUN_SAMPLE: Final = 256
+"""Artifacts of a run whose bytes are looked for, however many chunks it has; but one of each chunk at least."""
 INLINE_LEAVES: Final = 131_072
 """Leaves examined in one batch of events; the rest becomes tasks."""
 
@@ -220,10 +223,11 @@ class Rescan:
     def _drawn(self, doing: Doing, root: bytes) -> NDArray[np.bool_]:
         mask = np.zeros(len(doing.cover), np.bool_)
         order, sweep = doing.order, doing.claim.sweep.sweep_id
+        count = min(self._sample, max(RUN_SAMPLE // (order.end_chunk - order.first_chunk), 1))
         for chunk in range(order.first_chunk, order.end_chunk):
             place = doing.run.positions(chunk)
             drawn = needles.sample(
-                root, sweep, tree=order.tree, chunk=chunk, leaves=place.stop - place.start, count=self._sample
+                root, sweep, tree=order.tree, chunk=chunk, leaves=place.stop - place.start, count=count
             )
             mask[np.array(drawn, np.intp) + place.start] = True
         return mask

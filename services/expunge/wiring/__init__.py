@@ -10,7 +10,7 @@ import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from uuid import uuid4
@@ -27,8 +27,8 @@ from expunge.adapters.stores.table import open_reader, open_store, rewrites_unit
 from expunge.chunks.scopes import Scopes
 from expunge.domain import statement
 from expunge.domain.errors import Misconfigured
-from expunge.domain.note import NoteKey
 from expunge.domain.events import AuditPassed
+from expunge.domain.note import NoteKey
 from expunge.domain.words import Role
 from expunge.pipeline import WORKERS
 from expunge.ports import Handler, Signer, Store
@@ -385,6 +385,7 @@ def _coordinate(deployment: Deployment, wake: asyncio.Event) -> _Stages:
             window_seconds=policy.window.total_seconds(),
             clock=now,
             publish_outbox=host.publish_outbox,
+            key_retention=timedelta(days=deployment.settings.key_retention_days) or None,
             wake=wake,
             attest=deployment.attest(),
         )
@@ -395,7 +396,7 @@ def _coordinate(deployment: Deployment, wake: asyncio.Event) -> _Stages:
         return made[0].attesting
 
     requests, outcomes = (topic.name for topic in WORKERS["coordinate"].consumes)
-    loops = [turns, attesting] if deployment.attests else [turns]
+    loops: list[Callable[[DeliveryHost], Background]] = [turns, attesting] if deployment.attests else [turns]
     return {requests: [intake], outcomes: [dispatch, certify]}, loops, {}
 
 

@@ -12,6 +12,7 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Final
 
 import structlog
@@ -31,6 +32,8 @@ REDRIVE_SECONDS: Final = 1.0
 STALLED_SECONDS: Final = 30.0
 """A run of chunks that has not moved for this long is ordered again."""
 GAUGES_SECONDS: Final = 5.0
+DESTROY_SECONDS: Final = 3600.0
+"""How often it looks for bucket keys whose time has come."""
 PATIENCE_SECONDS: Final = 5.0
 """People's requests gather no longer than this behind sweeps under way: these may be stuck, at a store that is down."""
 
@@ -39,7 +42,8 @@ _log = structlog.get_logger()
 
 @dataclass(slots=True)
 class Coordinator:
-    """Runs the turns. `wake` is set by whoever committed rows that a turn may move on."""
+    """Runs the turns. `wake` is set by whoever committed rows that a turn may move on; `key_retention`: how long a day's
+    request keys are kept, None for good."""
 
     ledger: Ledger
     plan: Plan
@@ -53,7 +57,9 @@ class Coordinator:
     attest: Attest | None = None
     """Where the settings name witnesses or a time stamping authority; nothing waits without."""
     _published: asyncio.Event = field(default_factory=asyncio.Event)
+    key_retention: timedelta | None = None
     _redriven: float = 0.0
+    _destroyed: float = -DESTROY_SECONDS
     _gauged: float = 0.0
 
     async def run(self) -> None:
@@ -142,6 +148,10 @@ class Coordinator:
                     await self.certify.check(stale, tx)
             if ordered or stale:
                 await self.publish_outbox()
+        if self.key_retention is not None and now - self._destroyed >= DESTROY_SECONDS:
+            self._destroyed = now
+            async with self.ledger.transaction() as tx:
+                await self.certify.destroy_buckets((self.clock() - self.key_retention).date(), tx)
         if now - self._gauged >= GAUGES_SECONDS:
             self._gauged = now
             async with self.ledger.transaction() as tx:

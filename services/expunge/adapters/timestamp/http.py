@@ -6,7 +6,7 @@ from hashlib import sha256
 from typing import Final
 
 import aiohttp
-from rfc3161_client import HashAlgorithm, TimestampRequestBuilder, TimeStampRequest, decode_timestamp_response
+from rfc3161_client import HashAlgorithm, TimeStampRequest, TimestampRequestBuilder, decode_timestamp_response
 
 from expunge.domain.errors import Retryable
 
@@ -25,7 +25,11 @@ class HttpTimestamper:
     async def stamp(self, data: bytes) -> bytes:
         """As `ports.Timestamper.stamp`."""
         request = (
-            TimestampRequestBuilder().data(data).hash_algorithm(HashAlgorithm.SHA256).cert_request(cert_request=True).build()
+            TimestampRequestBuilder()
+            .data(data)
+            .hash_algorithm(HashAlgorithm.SHA256)
+            .cert_request(cert_request=True)
+            .build()
         )
         headers = {"Content-Type": "application/timestamp-query"}
         try:

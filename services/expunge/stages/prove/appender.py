@@ -147,8 +147,9 @@ class Prove:
             raise Tampered(
                 "log",
                 f"the database's first {published.size} entries are not those of the published checkpoint: it was restored "
-                "from an older backup and went on. Nothing was signed. Restore a newer backup, or begin a new log under "
-                "another origin: this one can only be read",
+                "from an older backup and went on. Nothing was signed. Stop all workers; `expunge log recover` puts right what "
+                "it can. If it refuses, restore a newer backup, or begin a new log under another origin: this one can only be "
+                "read",
             )
 
     def _write(self, old: int, rows: Sequence[tuple[Any, ...]], note: bytes) -> None:

@@ -112,8 +112,9 @@ class Attest:
         try:
             for _ in range(SUBMISSIONS):
                 old = self._sizes.get(name, 0)
-                if old > size:
-                    break  # a newer checkpoint has gone to it already
+                if old > size:  # a newer checkpoint has gone to it already: one of ours?
+                    await self._check_behind(witness, old)
+                    break
                 proof = await asyncio.to_thread(self._proof, old, size)
                 async with asyncio.timeout(self._timeout):
                     answer = await witness.cosign(old, proof, signed)

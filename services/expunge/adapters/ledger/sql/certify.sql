@@ -102,6 +102,22 @@ select sweep_id from sweep s where state = 'published' and taint = 'resolved'
   and moved_at < clock_timestamp() - make_interval(secs => %(age)s::float8) limit 64
 
 -- Dates that were missed and not yet said so, one row per sweep and provision.
+-- name: certify_bucket_open
+-- Requests and sweeps that still need a bucket's key. A sweep waits for the last of its requests.
+select count(*) from (
+    select 1 from request where bucket = %(day)s and state not in ('completed', 'rejected', 'cancelled', 'void')
+    union all
+    select 1 from sweep s where s.bucket = %(day)s and s.state <> 'void' and (s.state <> 'done' or exists (
+        select 1 from request r
+        where r.sweep_id = s.sweep_id and r.state not in ('completed', 'rejected', 'cancelled', 'void')))
+) as needed
+
+-- name: certify_buckets
+select bucket from request where bucket < %(before)s union select bucket from sweep where bucket < %(before)s order by 1
+
+-- name: certify_destroyed
+select index, entry from log_entry where predicate = 'urn:expunge:key-destroyed:v1' order by index
+
 -- name: certify_overdue
 select r.sweep_id, 'data', min(r.due), s.scope_digest from request r join sweep s using (sweep_id)
 where r.due < %(at)s and r.data_result is null and r.state = 'planned' and r.overdue_index is null

@@ -2,11 +2,11 @@
 -- Orders travel as parallel arrays; `n` (from 1) is an order's place in them.
 
 -- name: execute_sweeps
-select sweep_id, state, bucket, scope_digest, scope_index, file_digest, class from sweep
+select sweep_id, state, bucket, scope_digest, scope_index, file_digest, class, trees from sweep
 where sweep_id = any(%(sweeps)s::uuid[])
 
 -- name: execute_lock_sweeps
-select sweep_id, state, bucket, scope_digest, scope_index, file_digest, class from sweep
+select sweep_id, state, bucket, scope_digest, scope_index, file_digest, class, trees from sweep
 where sweep_id = any(%(sweeps)s::uuid[]) order by sweep_id for share
 
 -- name: execute_work

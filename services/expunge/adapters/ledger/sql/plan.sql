@@ -50,24 +50,40 @@ with chosen as (
     select a.*, (row_number() over (partition by kind, store_no order by unit_no, locator, artifact_id) - 1) as rn
     from artifact a where a.ordinal = any(%(ordinals)s::bigint[])
 )
-select kind, store_no, rn / 65536 as page,
+select kind, store_no, rn / %(page)s::bigint as page,
        string_agg(int8send(artifact_id), ''::bytea order by rn), string_agg(int8send(ordinal), ''::bytea order by rn),
        string_agg(int4send(unit_no), ''::bytea order by rn), string_agg(int8send(purposes), ''::bytea order by rn),
        string_agg(digest, ''::bytea order by rn), array_agg(locator order by rn)
-from chosen group by kind, store_no, rn / 65536 order by 1, 2, 3
+from chosen group by kind, store_no, rn / %(page)s::bigint order by 1, 2, 3
 
--- An order's artifacts are sorted and packed once, then read page by page, so that memory stays flat.
+-- An order's artifacts are sorted and packed once, tree by tree, then read page by page, so that memory stays flat.
+-- name: plan_sort_in_memory
+set local work_mem = '256MB'
+
 -- name: plan_pages_create
-create temporary table plan_page on commit drop as
+create temporary table plan_page (
+    kind text, store_no smallint, page bigint, ids bytea storage external, ordinals bytea storage external,
+    units bytea storage external, purposes bytea storage external, digests bytea storage external,
+    locators text[] storage external
+) on commit drop
+
+-- name: plan_places
+select distinct kind, store_no
+from unnest(%(first)s::bigint[], %(end)s::bigint[]) as r(lo, hi) join artifact a on a.ordinal >= r.lo and a.ordinal < r.hi
+order by 1, 2
+
+-- name: plan_pages_fill
+insert into plan_page
 with chosen as (
-    select a.*, (row_number() over (partition by kind, store_no order by unit_no, locator, artifact_id) - 1) as rn
+    select a.*, row_number() over (order by unit_no, locator, artifact_id) - 1 as rn
     from unnest(%(first)s::bigint[], %(end)s::bigint[]) as r(lo, hi) join artifact a on a.ordinal >= r.lo and a.ordinal < r.hi
+    where a.kind = %(kind)s and a.store_no = %(store_no)s
 )
-select kind, store_no, rn / 65536 as page,
-       string_agg(int8send(artifact_id), ''::bytea order by rn) as ids, string_agg(int8send(ordinal), ''::bytea order by rn) as ordinals,
-       string_agg(int4send(unit_no), ''::bytea order by rn) as units, string_agg(int8send(purposes), ''::bytea order by rn) as purposes,
-       string_agg(digest, ''::bytea order by rn) as digests, array_agg(locator order by rn) as locators
-from chosen group by kind, store_no, rn / 65536
+select %(kind)s, %(store_no)s, rn / %(page)s::bigint,
+       string_agg(int8send(artifact_id), ''::bytea order by rn), string_agg(int8send(ordinal), ''::bytea order by rn),
+       string_agg(int4send(unit_no), ''::bytea order by rn), string_agg(int8send(purposes), ''::bytea order by rn),
+       string_agg(digest, ''::bytea order by rn), array_agg(locator order by rn)
+from chosen group by rn / %(page)s::bigint
 
 -- name: plan_pages
 select kind, store_no, page from plan_page order by 1, 2, 3

@@ -20,8 +20,23 @@ join sweep s on s.sweep_id = c.sweep_id
 where c.request_id = %(request_id)s and c.provision = %(provision)s
 order by r.log_index desc limit 1
 
+-- The checkpoint to prove inclusion under: one that others vouch for and that covers every statement about the sweep, else
+-- one that covers the round, else the newest.
 -- name: readside_checkpoint
-select size, note from log_checkpoint where note is not null order by size desc limit 1
+select size, note, token from log_checkpoint where note is not null
+order by (attested and size > %(last)s) desc, (attested and size > %(completion)s) desc, token is not null desc, size desc
+limit 1
+
+-- The first checkpoint that others vouch for and that covers the scope: what work waited for.
+-- name: readside_scope_checkpoint
+select size, note, token from log_checkpoint
+where attested and note is not null and (cosigned > 0 or token is not null) and size > %(scope)s and size < %(size)s
+order by size limit 1
+
+-- name: readside_positions
+select (select scope_index from sweep where sweep_id = %(sweep_id)s),
+       (select log_index from round where sweep_id = %(sweep_id)s and round = %(round)s),
+       (select coalesce(max(size), 0) from log_checkpoint where note is not null)
 
 -- name: readside_statements
 -- Everything logged about one sweep: scope, approval, chunks, rounds, and what was said of its models. A statement that
@@ -46,6 +61,10 @@ select tree, count(distinct chunk) from outcome where sweep_id = %(sweep_id)s an
 
 -- name: readside_bucket
 select bucket from sweep where sweep_id = %(sweep_id)s
+
+-- name: readside_scope
+select s.sweep_id, s.bucket, s.requests, s.scope_digest, s.file_digest
+from request r join sweep s using (sweep_id) where r.request_id = %(request_id)s
 
 -- name: readside_models
 select m.name, m.status, m.metric_void, p.name, r.name, m.clean_at, m.at,

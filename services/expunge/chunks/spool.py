@@ -1,0 +1,42 @@
+"""What is made before it can be written where it belongs: kept aside, so that memory stays flat."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from tempfile import SpooledTemporaryFile
+from typing import Final
+
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+
+IN_MEMORY: Final = 64 << 20
+"""Bytes kept in memory; more go to a file."""
+
+
+class Spool:
+    """Named byte strings, put one by one and read back in that order, once or more. Blocking. To be closed.
+
+    The file has no name, and is encrypted under a key that only this process ever had: what a crash leaves in free
+    blocks is nobody's data.
+    """
+
+    def __init__(self, in_memory: int = IN_MEMORY) -> None:
+        self._file = SpooledTemporaryFile(max_size=in_memory)  # noqa: SIM115 - `close` closes it
+        self._cipher = ChaCha20Poly1305(os.urandom(32))
+        self._put: list[tuple[str, int]] = []
+
+    def put(self, name: str, data: bytes) -> None:
+        """Add one, at the end."""
+        sealed = self._cipher.encrypt(len(self._put).to_bytes(12, "big"), data, None)
+        self._put.append((name, self._file.write(sealed)))
+
+    def __iter__(self) -> Iterator[tuple[str, bytes]]:
+        """All of them. Put none meanwhile."""
+        self._file.seek(0)
+        for number, (name, length) in enumerate(self._put):
+            yield name, self._cipher.decrypt(number.to_bytes(12, "big"), self._file.read(length), None)
+        self._file.seek(0, os.SEEK_END)
+
+    def close(self) -> None:
+        """Forget all of them."""
+        self._file.close()
