@@ -86,6 +86,9 @@ class Settings(BaseSettings):
     witness_wait_seconds: Annotated[float, Field(ge=0, le=3600)] = Field(
         default=2.0, description="how long people's requests wait for witnesses and time stamp before they go ahead"
     )
+    log_url: Annotated[str, Field(pattern=r"^(s3://[^/]+(/.*)?)?$")] = Field(
+        default="", description="where the evidence log is: s3://BUCKET/PREFIX, or below `data` when empty"
+    )
     timestamp_url: str = Field(default="", description="RFC 3161 time stamping authority; orders wait for it")
     not_covered: tuple[str, ...] = Field(
         default=(

@@ -3,21 +3,43 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from uuid import uuid4
 
+import boto3
 import pytest
+from moto.server import ThreadedMotoServer
 
 from expunge.adapters.log.files import FileTiles
 from expunge.adapters.log.memory import MemoryTiles
+from expunge.adapters.log.s3 import S3Tiles
 from expunge.domain import tiles
 from expunge.domain.errors import Misconfigured, Rejected, Retryable, Tampered
 from expunge.ports import TileStore
 
 
-@pytest.fixture(params=["memory", "files"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> TileStore:
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    """An S3 server in this process; its URL."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture(params=["memory", "files", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TileStore:
+    if request.param == "s3":
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.setenv(name, "testing")
+        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        endpoint = request.getfixturevalue("s3")
+        bucket = f"log-{uuid4().hex}"
+        boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket=bucket)
+        return S3Tiles(bucket, "/evidence/", endpoint=endpoint)
     return MemoryTiles() if request.param == "memory" else FileTiles(tmp_path)
 
 
@@ -143,8 +165,20 @@ def test_the_archive_may_be_replaced_and_nothing_else(store: TileStore) -> None:
 
 
 def test_of_many_who_swap_at_once_one_wins(store: TileStore) -> None:
+    if isinstance(store, S3Tiles):
+        pytest.skip("NOT CHECKED: moto compares and puts in two steps, S3 in one")
     store.write({"checkpoint": b"0"})
     with ThreadPoolExecutor(4) as pool:
         won = list(pool.map(lambda n: store.swap("checkpoint", f"{n + 1}".encode(), b"0"), range(16)))
     assert sum(won) == 1
     assert store.read("checkpoint") == f"{won.index(True) + 1}".encode()
+
+
+def test_a_bucket_that_does_not_answer_may_come_back(monkeypatch: pytest.MonkeyPatch, s3: str) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    nowhere = S3Tiles("no-such-bucket", endpoint=s3)
+    for call in (lambda: nowhere.write({"tile/0/000": b""}), lambda: nowhere.swap("checkpoint", b"", None)):
+        with pytest.raises(Retryable):
+            call()

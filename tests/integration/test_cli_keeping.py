@@ -6,9 +6,9 @@ import asyncio
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import psycopg
 import pyrage
@@ -23,7 +23,7 @@ from expunge.domain.request import BySource
 from expunge.domain.statement import KeyDestroyed, KeyEvent
 from expunge.settings import Settings
 from expunge.wiring import Deployment
-from tests.coordination import ANN, BOB, ORIGIN, START, Clock, album, content, deployed
+from tests.coordination import ANN, BOB, ORIGIN, START, album, content, deployed
 
 AUDIENCE = ORIGIN.removesuffix("/log")
 
@@ -56,9 +56,8 @@ def ask(deployment: Deployment, capsys: pytest.CaptureFixture[str]) -> Ask:
 class Past:
     """A person's deletion and an order that were carried out, on this deployment's files."""
 
-    def __init__(self, deployment: Deployment, folder: Path, start: datetime = START) -> None:
+    def __init__(self, deployment: Deployment, folder: Path) -> None:
         self._folder = folder
-        self._start = start
         self._deployment = deployment
         self.person, self.order = asyncio.run(self._live())
 
@@ -68,7 +67,6 @@ class Past:
             "keys": found.keys,
             "sealed": found.sealed,
             "tiles": found.tiles,
-            "clock": Clock(self._start),
         }
         async with deployed(found.settings.database, self._folder, **files) as world:
             world._log_key = found.signers.log_key()
@@ -152,9 +150,19 @@ def test_statements_are_exported_with_cose_receipts(
     assert (tmp_path / "scitt" / bundle.CERTIFICATE).exists()
 
 
-def test_a_bucket_is_destroyed_by_command(ask: Ask, deployment: Deployment, tmp_path: Path) -> None:
-    long_ago = datetime(2020, 1, 2, 3, 4, 5, tzinfo=UTC)
-    past, day = Past(deployment, tmp_path, long_ago), long_ago.date()
+class Later(datetime):
+    """A clock two days after everything."""
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> Self:
+        return cls.fromtimestamp((START + timedelta(days=2)).timestamp(), tz)
+
+
+def test_a_bucket_is_destroyed_by_command(
+    ask: Ask, past: Past, deployment: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("expunge.cli.keys.datetime", Later)
+    day = START.date()
     for wrong in ("yesterday", "9999-01-01"):
         ask("keys", "destroy-bucket", wrong, code=Exit.USAGE)
     ask("receipt", past.person, "--image", "p1-0.bin", "--out", tmp_path / "receipt.json")
@@ -173,7 +181,7 @@ def test_a_bucket_is_destroyed_by_command(ask: Ask, deployment: Deployment, tmp_
     )
 
 
-def test_keys_are_listed_rotated_and_revoked(ask: Ask, deployment: Deployment) -> None:
+def test_keys_are_listed_rotated_and_revoked(ask: Ask, deployment: Deployment, tmp_path: Path) -> None:
     first = {one["role"]: one for one in ask("keys", "list")["keys"]}
     assert {"scope", "executor", "rescanner", "certifier", "log"} <= set(first)
     made = ask("keys", "rotate", "--role", "scope", "--grace", "2")
@@ -186,6 +194,10 @@ def test_keys_are_listed_rotated_and_revoked(ask: Ask, deployment: Deployment) -
         ("retired", "scope"), ("added", "scope"), ("revoked", "executor"), ("added", "executor"),
     ]  # fmt: skip
     assert said[0].since - said[0].at == timedelta(hours=2)
+    assert ask("keys", "policy", "--out", tmp_path / "policy.json")["keys"] == len(first) + 1  # all but the log's
+    pinned = {one.key.key_id: one for one in trust.parse((tmp_path / "policy.json").read_bytes()).keys}
+    assert pinned[first["executor"]["key_id"]].revoked_at_index == 2
+    assert pinned[first["scope"]["key_id"]].valid_to == said[0].since
     for wrong in (("rotate", "--role", "king"), ("revoke", "0" * 64)):
         ask("keys", *wrong, code=Exit.USAGE)
     ask("keys", "rotate", "--role", "log", code=Exit.CONFIGURATION)

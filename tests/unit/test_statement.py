@@ -14,6 +14,8 @@ from expunge.domain.errors import Rejected
 from expunge.domain.statement import (
     Chunk,
     Completion,
+    KeyDestroyed,
+    KeyEvent,
     MetricVoid,
     ModelDestroyed,
     ModelReplaced,
@@ -63,6 +65,8 @@ PREDICATES: list[Predicate] = [
     ),
     ModelDestroyed(model="face@1", weights=ONE, sweeps=(SWEEP,), level=Level.FILE_ABSENT, method="unlink", at=AT),
     Overdue(sweep=SWEEP, provision=Provision.MODELS, due=AT, at=AT),
+    KeyDestroyed(bucket=AT.date(), at=AT),
+    KeyEvent(event="revoked", role=Role.EXECUTOR, store="photos", key_id=ONE, since=AT, at=AT),
 ]  # fmt: skip
 
 
@@ -85,7 +89,7 @@ def test_a_predicate_counts_under_one_role_only(predicate: Predicate) -> None:
         Scope: Role.SCOPE, ScopeApproved: Role.SCOPE, ScopeVoid: Role.SCOPE, Chunk: Role.EXECUTOR,
         Completion: Role.CERTIFIER, Overdue: Role.CERTIFIER, RegisteredBatch: Role.REGISTER,
         ModelTainted: Role.RETRAINER, MetricVoid: Role.RETRAINER, ModelReplaced: Role.RETRAINER,
-        ModelDestroyed: Role.RETRAINER,
+        ModelDestroyed: Role.RETRAINER, KeyDestroyed: Role.CERTIFIER, KeyEvent: Role.CERTIFIER,
     }  # fmt: skip
     assert statement.role_of(predicate) is roles[type(predicate)]
 

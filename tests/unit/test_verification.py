@@ -300,6 +300,53 @@ def test_an_expired_or_future_key_fails(change: dict[str, object]) -> None:
     fails(Synthetic().files(), "signatures", "scope valid at", keys=keys)
 
 
+def test_a_revoked_key_counts_only_for_what_was_logged_before() -> None:
+    """Whatever time a statement states: the thief of a key dates it back, but cannot place it back in the log."""
+    built = Synthetic()
+    place = built.names.index("absence 0 0 0")
+    for index, held in ((place, False), (len(built.names), True)):
+        keys = tuple(
+            trusted(Role.RESCANNER, revoked_at_index=index) if one.role is Role.RESCANNER else one
+            for one in trust().keys
+        )
+        if held:
+            assert check(built.files(), keys=keys).ok
+        else:
+            fails(built.files(), "signatures", f"revoked at log index {place}", keys=keys)
+
+
+def test_statements_under_a_rotated_key_verify_in_its_window_only() -> None:
+    after = dsse.SigningKey.from_seed(b"n" * 32)
+    turn = START + timedelta(minutes=35)  # between erase and absence
+    both = [
+        trusted(Role.RESCANNER, valid_to=turn),
+        trusted(Role.RESCANNER, name="rescanner-2", public=after.public.to_base64(), valid_from=turn),
+    ]
+    keys = (*(one for one in trust().keys if one.role is not Role.RESCANNER), *both)
+    late = {name: after for name in Synthetic().names if name.startswith("absence")}
+    assert check(Synthetic(keys=late).files(), keys=keys).ok
+    fails(Synthetic().files(), "signatures", "rescanner valid at", keys=keys)  # the old key went on
+    early = late | {name: after for name in Synthetic().names if name.startswith("presence")}
+    fails(Synthetic(keys=early).files(), "signatures", "rescanner-2 was not", keys=keys)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        statement.KeyDestroyed(bucket=START.date(), at=START),
+        statement.KeyEvent(event="added", role=Role.SCOPE, store=None, key_id="1" * 64, since=START, at=START),
+    ],
+    ids=lambda one: type(one).__name__,
+)
+def test_key_statements_in_a_bundle_are_refused(odd: statement.KeyDestroyed | statement.KeyEvent) -> None:
+    """A key that the bundle brings, or calls gone, is nothing to a verifier: the policy decides."""
+
+    def order(entries: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
+        return [*entries, ("odd", sign(odd))]
+
+    fails(Synthetic(order=order).files(), "order", "another kind")
+
+
 def test_a_payload_that_is_no_statement_fails() -> None:
     def order(entries: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
         return [*entries, ("odd", dsse.sign(b"{}", statement.PAYLOAD_TYPE, signing_key(Role.SCOPE)))]

@@ -30,6 +30,7 @@ def commands() -> typer.Typer:
     _generate(group)
     _register(group)
     _list(group)
+    _policy(group)
     _rotate(group)
     _revoke(group)
     _destroy_bucket(group)
@@ -133,10 +134,36 @@ def _list(group: typer.Typer) -> None:
             table(tuple(rows[0]) if rows else (), [tuple(one.values()) for one in rows])
 
 
+def _policy(group: typer.Typer) -> None:
+    @group.command(
+        help="Write the policy of the deployment's keys, rotated and revoked ones with their windows, for auditors to compare "
+        "with their own and to keep."
+    )
+    def policy(out: Annotated[Path, typer.Option("--out", help="a new file")], *, as_json: AsJson = False) -> None:
+        from expunge.cli.deployed import reachable
+        from expunge.domain import trust
+
+        found = reachable()
+        from expunge.readside import trusted
+
+        made = asyncio.run(trusted(found))
+        try:
+            with out.open("xb") as file:
+                file.write(trust.dump(made))
+        except OSError as error:
+            raise Rejected(
+                "unwritable", f"expected to write a new file at --out, got {type(error).__name__}"
+            ) from error
+        if as_json:
+            document({"out": str(out), "keys": len(made.keys)})
+        else:
+            say(f"{out}: {len(made.keys)} keys; give it to auditors some other way than with a bundle")
+
+
 def _rotate(group: typer.Typer) -> None:
     @group.command(
         help="Draw a new key for a role and log that. The old one counts for --grace hours more: restart the workers that "
-        "sign with it, and give auditors the new policy."
+        "sign with it, and give auditors the new policy (`expunge keys policy`)."
     )
     def rotate(
         role: Annotated[str, typer.Option("--role")],

@@ -28,7 +28,7 @@ def _log() -> typer.Typer:
 
     @log.command(help="Serve checkpoint, tiles and entries over HTTP, read-only, for monitors (C2SP tlog-tiles).")
     def serve(
-        directory: Annotated[Path | None, typer.Option("--dir", help="the log's files; EXPUNGE_DATA/log if absent")] = None,
+        directory: Annotated[Path | None, typer.Option("--dir", help="the log's files; this deployment's if absent")] = None,
         host: Host = "127.0.0.1",
         port: Port = 0,
         *,
@@ -37,11 +37,14 @@ def _log() -> typer.Typer:
         if directory is None:
             from expunge.cli.deployed import deployment
 
-            directory = deployment().settings.data / "log"
-        from expunge import serving
-        from expunge.adapters.log.files import FileTiles
+            store = deployment().tiles
+        else:
+            from expunge.adapters.log.files import FileTiles
 
-        _until_told(serving.serve(FileTiles(directory), host=host, port=port, ready=_ready(as_json=as_json)))
+            store = FileTiles(directory)
+        from expunge import serving
+
+        _until_told(serving.serve(store, host=host, port=port, ready=_ready(as_json=as_json)))
 
     @log.command(help="After an older database was restored: put the log's missing entries back from its files.")
     def recover(*, as_json: AsJson = False) -> None:

@@ -31,7 +31,7 @@ from expunge.domain.events import AuditPassed
 from expunge.domain.note import NoteKey
 from expunge.domain.words import Role
 from expunge.pipeline import WORKERS
-from expunge.ports import Handler, Signer, Store
+from expunge.ports import Handler, Signer, Store, TileStore
 from expunge.settings import Settings
 from expunge.stages.audit import Audit
 from expunge.stages.certify import Certify
@@ -116,8 +116,13 @@ class Deployment:
         return FileSealed(self.settings.data / "sealed")
 
     @cached_property
-    def tiles(self) -> FileTiles:
+    def tiles(self) -> TileStore:
         """The evidence log."""
+        if self.settings.log_url:
+            from expunge.adapters.log.s3 import S3Tiles
+
+            bucket, _, prefix = self.settings.log_url.removeprefix("s3://").partition("/")
+            return S3Tiles(bucket, prefix)
         return FileTiles(self.settings.data / "log")
 
     @cached_property
