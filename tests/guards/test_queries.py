@@ -15,8 +15,6 @@ OWN_SQL = ("adapters/stores/", "adapters/ledger/postgres.py", "embedded/", "trai
 """Modules with connections of their own: stores that are databases, set-up, and the trainer's and product's side."""
 
 
-
-
 def named() -> Iterator[tuple[str, str]]:
     """Place and name, for each name of a query that a call gives."""
     for module in modules(PACKAGE):

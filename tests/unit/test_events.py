@@ -61,5 +61,5 @@ def test_topics_say_how_they_are_kept() -> None:
 def test_a_record_of_another_type_than_its_data_is_refused() -> None:
     data = events.dump_event(example("expunge.sweep.taint-ordered.v1"))
     with pytest.raises(Rejected) as refused:
-        events.from_cloudevent(CloudEvent("e-1", "urn:expunge", "expunge.sweep.taint-ordered.v1", data))
+        events.from_cloudevent(CloudEvent("e-1", "urn:expunge", "expunge.sweep.taint-resolved.v1", data))
     assert refused.value.code == "header-mismatch"

@@ -135,11 +135,7 @@ async def _configure(connection: psycopg.AsyncConnection) -> None:
 def migrations() -> list[tuple[int, str]]:
     """All migrations in order: number and text."""
     files = sorted(resources.files(__package__).joinpath("migrations").iterdir(), key=lambda f: f.name)
-    return [
-        (int(file.name[:4]), file.read_text(encoding="utf-8"))
-        for file in files
-        if file.name.endswith(".sql")
-    ]
+    return [(int(file.name[:4]), file.read_text(encoding="utf-8")) for file in files if file.name.endswith(".sql")]
 
 
 def migrate(dsn: str) -> int:
