@@ -63,6 +63,13 @@ async def test_images_get_dense_ordinals_in_blocks_of_their_source(catalogue: Ca
     assert sorted(catalogue.sql("select used from ordinal_block")) == [(1,), (3,)]
 
 
+async def test_a_raw_image_without_a_digest_of_its_own_has_the_photos(catalogue: Catalogue) -> None:
+    bare = [one.model_copy(update={"digest": None}) for one in (artifact("one"), artifact("small", Kind.DERIVATIVE))]
+    await catalogue.take(source(), images(image("one", artifacts=tuple(bare))))
+    rows = catalogue.sql("select a.kind, a.digest = i.digest from artifact a join image i using (ordinal) order by 1")
+    assert rows == [("derivative", False), ("image", True)]
+
+
 async def test_a_source_that_outgrows_its_block_gets_another(catalogue: Catalogue) -> None:
     await catalogue.take(source(), images(image("one")))
     catalogue.sql("update ordinal_block set used = 65535")

@@ -165,7 +165,7 @@ class Load:
                 )
             )  # fmt: skip
             artifacts += [
-                (number, one.kind, one.store, one.unit, one.locator, self.purposes.mask(one.purposes), one.digest)
+                (number, one.kind, one.store, one.unit, one.locator, self.purposes.mask(one.purposes), _content(offer, one))
                 for one in kept
             ]
         self._images += len(offers)
@@ -324,6 +324,13 @@ class _Judge:
             digest, subjects = self.owners.get((offer.source, offer.key), (None, ()))
         found = set(self.digests.get(digest, ())) if digest else set()
         return found.union(*(self.subjects.get(subject, ()) for subject in subjects))
+
+
+def _content(offer: Offer, artifact: OfferedArtifact) -> bytes:
+    """An artifact's digest. A raw image's content is the photo, so its owner can match a receipt with their own copy."""
+    if artifact.kind == Kind.IMAGE and artifact.digest == NO_DIGEST and offer.digest:
+        return offer.digest
+    return artifact.digest
 
 
 def batch_root(bucket: bytes, batch: UUID, artifact_ids: bytes, digests: bytes) -> bytes:
