@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -122,6 +123,14 @@ def test_postgres_names_the_version_that_made_foreign_data(tmp_path: Path) -> No
     (tmp_path / "data" / "PG_VERSION").write_text("9\n")
     with pytest.raises(Misconfigured, match="got data of PostgreSQL 9"):
         EmbeddedPostgres.start(tmp_path)
+
+
+def test_a_cluster_id_that_begins_with_a_dash_is_an_id_and_no_option(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    monkeypatch.setattr("expunge.embedded.kafka.uuid.uuid4", lambda: UUID(bytes=b"\xf8" * 16))
+    with EmbeddedKafka.start(tmp_path / "kafka") as broker:
+        assert broker.pid is not None
 
 
 def test_kafka_keeps_records_when_killed(tmp_path: Path) -> None:

@@ -113,9 +113,10 @@ class EmbeddedKafka(EmbeddedServer):
     def _format(self, properties: Path) -> None:
         if (self.directory / "data" / "meta.properties").exists():
             return
+        # Joined to its option below: one in 64 begins with a dash.
         cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
         made = subprocess.run(  # noqa: S603 - the wheel's Java with arguments of our own
-            [*self._java, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(properties)],
+            [*self._java, "kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", f"--config={properties}"],
             cwd=self.directory,
             env=SERVER_ENVIRONMENT,
             stdin=subprocess.DEVNULL,
