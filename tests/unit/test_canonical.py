@@ -7,12 +7,14 @@ import struct
 from typing import Any
 
 import pytest
+import rfc8785
 from hypothesis import given
 from hypothesis import strategies as st
 
 from expunge.domain import canonical
 from expunge.domain.canonical import JSON_DEPTH
 from expunge.domain.errors import Rejected
+from expunge.domain.words import Kind
 
 RFC_8785_NUMBERS = [  # appendix B
     ("4340000000000001", "9007199254740994"),
@@ -68,6 +70,20 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=20,
 )
+
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53) + 1, 2**53 - 1) | st.text() | st.sampled_from(Kind),
+    lambda inner: (
+        st.lists(inner) | st.tuples(inner) | st.dictionaries(st.text(st.characters(max_codepoint=127)), inner)
+    ),
+    max_leaves=20,
+)
+
+
+@given(JSON | PLAIN)
+def test_the_quick_way_gives_the_same_bytes_as_the_library(value: Any) -> None:
+    assert canonical.dumps(value) == rfc8785.dumps(value)
 
 
 @given(JSON)
