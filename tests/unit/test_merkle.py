@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 import random
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
 from hashlib import sha256
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from expunge.domain import merkle
+from expunge.domain import hashing, merkle
 from expunge.domain.errors import Tampered
 from expunge.domain.merkle import EMPTY_ROOT, Frontier, Tree
 
@@ -34,6 +39,22 @@ CT_ROOTS = [
     "ddb89be403809e325750d3d263cd78929c2942b7942a34b77e122c9594a74c8c",
     "5dc9da79a70659a9ad559cb701ded9a2ab9d823aad2f4960cfe370eff4604328",
 ]
+
+
+needs_numba = pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="the extra `fast` is not installed")
+
+
+@pytest.fixture(params=["hashlib", pytest.param("native", marks=needs_numba)], autouse=True, scope="module")
+def way(request: pytest.FixtureRequest) -> Iterator[str]:
+    """All of this file twice: each way of hashing, from the first piece on."""
+    with pytest.MonkeyPatch.context() as patch:
+        chosen: hashing.Hasher = hashing.plain
+        if request.param == "native":
+            assert hashing.native() is not None
+            patch.setattr(hashing, "_CALL_FROM", 1)
+            chosen = hashing.Hashing(native_from=0)
+        patch.setattr(hashing, "hashes", chosen)
+        yield request.param
 
 
 def mth(leaves: list[bytes]) -> bytes:
@@ -306,3 +327,47 @@ def test_impossible_consistency_claims_are_tampered(
     as_bytes = [bytes.fromhex(one) if isinstance(one, str) else one for one in (old_root, root)]
     with pytest.raises(Tampered):
         merkle.verify_consistency(old_size, size, as_bytes[0], as_bytes[1], proof)
+
+
+@needs_numba
+@given(st.binary(max_size=2000), st.integers(1, 200), st.integers(0, 255))
+def test_both_ways_of_hashing_are_one(data: bytes, size: int, prefix: int) -> None:
+    native = hashing.native()
+    assert native is not None
+    data = data[: len(data) // size * size] or bytes(size)
+    expected = hashing.plain(prefix, data, size)
+    assert native(prefix, data, size) == expected
+    assert native(prefix, bytearray(data), size) == expected
+    assert native(prefix, memoryview(b"odd" + data)[3:], size) == expected
+
+
+def test_the_fast_way_is_loaded_once_and_only_by_who_hashes_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hashing, "_CALL_FROM", 64)
+    loads = []
+
+    def load() -> hashing.Hasher | None:
+        loads.append(1)
+        return None
+
+    chosen = hashing.Hashing(native_from=1000, load=load)
+    assert chosen(0, bytes(32 * 999), 32) == hashing.plain(0, bytes(32 * 999), 32)
+    for _ in range(100):
+        assert chosen(0, bytes(32), 32) == sha256(bytes(33)).digest()
+    assert not loads
+    for _ in range(2):  # there is none: hashlib does it
+        assert chosen(0, bytes(32 * 100), 32) == sha256(bytes(33)).digest() * 100
+    assert loads == [1]
+
+
+@pytest.mark.parametrize("missing", ["numba", "numpy", "llvmlite", "_hashlib"])
+def test_without_what_the_fast_way_needs_hashes_are_the_same(missing: str) -> None:
+    script = f"""
+        import sys
+        from expunge.domain import hashing
+        assert not {{"numba", "numpy"}} & set(sys.modules)
+        sys.modules[{missing!r}] = None  # importing it now raises
+        data = bytes(32 * hashing.NATIVE_FROM)
+        assert hashing.hashes(0, data, 32) == hashing.plain(0, data[:32], 32) * hashing.NATIVE_FROM
+        assert hashing.native() is None
+        """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True)

@@ -9,23 +9,21 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
-from struct import iter_unpack
 from typing import Final, Protocol, TypeAlias
 
+from expunge.domain import hashing
 from expunge.domain.errors import Tampered
+from expunge.domain.hashing import Flat
 from expunge.domain.limits import CHUNK_LEAVES
 
 HASH_BYTES: Final = 32
 EMPTY_ROOT: Final = sha256(b"").digest()
 """Root of the tree of no leaves."""
 
-Flat: TypeAlias = bytes | bytearray | memoryview
 Range: TypeAlias = tuple[int, int]
 """Leaves [start, end) of a subtree that the tree of its size really has."""
 
 _PAIR_BYTES: Final = 2 * HASH_BYTES
-_BLOCK: Final = 4096
-"""Hashes made at once: bounds the objects alive beside the level, and stays in cache (measured, 10 % faster)."""
 
 
 class Subtrees(Protocol):
@@ -48,7 +46,7 @@ def leaf_hashes(data: Flat, size: int) -> bytes:
     """Hashes of `len(data) / size` leaves of `size` bytes each, 32 bytes each, in one buffer."""
     if size <= 0 or len(data) % size:
         raise ValueError(f"expected whole leaves of {size} bytes, got {len(data)} bytes")
-    return b"".join(_hashed(b"\x00", data, size))
+    return hashing.hashes(0, data, size)
 
 
 def node_hash(left: bytes, right: bytes) -> bytes:
@@ -309,16 +307,11 @@ class Frontier:
         return cls(size, [flat[at : at + HASH_BYTES] for at in range(0, len(flat), HASH_BYTES)])
 
 
-def _hashed(prefix: bytes, data: Flat, size: int) -> Iterator[bytes]:
-    view, step, pieces = memoryview(data), size * _BLOCK, f"{size}s"
-    for at in range(0, len(view), step):
-        yield b"".join([sha256(prefix + one).digest() for (one,) in iter_unpack(pieces, view[at : at + step])])
-
-
 def _parents(level: Flat) -> bytes:
     view = memoryview(level)
     paired = len(view) // _PAIR_BYTES * _PAIR_BYTES
-    return b"".join([*_hashed(b"\x01", view[:paired], _PAIR_BYTES), view[paired:]])
+    made = hashing.hashes(1, view[:paired], _PAIR_BYTES)
+    return made + view[paired:] if paired < len(view) else made
 
 
 def _consistent_roots(old_size: int, new_size: int, old_root: bytes, path: Sequence[bytes]) -> tuple[bytes, bytes]:
