@@ -40,8 +40,8 @@ from expunge.wiring.up import Embedded, register_key
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
-PEOPLE = ("Xaverianne", "Yolandinella", "Zebedaeusz", "Wilhelmine")
-DELETED, WITHDREW, ORDERED, STUCK = range(len(PEOPLE))
+PEOPLE = ("Xaverianne", "Yolandinella", "Zebedaeusz", "Wilhelmine", "Valentiniana")
+DELETED, WITHDREW, ORDERED, STUCK, BROKEN = range(len(PEOPLE))
 PHOTOS = 3
 FAMILY = "Canaryfeather"
 EMAIL = "x.canaryfeather@privacy-canary.example"
@@ -147,10 +147,12 @@ class Story:
         assert isinstance(faces, FaissStore)
         numbers = np.arange(len(PEOPLE) * PHOTOS)
         faces.add(self.index, numbers, np.random.default_rng(0).random((len(numbers), 8), dtype=np.float32))
+        (self.root / "faces" / self.broken).write_bytes(f"no index of {FAMILY}'s".encode() * 99)
         self.embedded.start_workers()
         self.sign("publisher", "accounts", self.key)
 
     index = f"{FAMILY.lower()}-family.faiss"
+    broken = f"{FAMILY.lower()}-broken.faiss"
 
     def sign(self, role: str, name: str, key: dsse.SigningKey) -> None:
         register_key(self.embedded.settings.database, role=role, name=name, public=key.public.raw, key_id=key.key_id)
@@ -186,7 +188,8 @@ class Story:
                     digest=digest,
                 ),
                 lineage.ArtifactRecord(
-                    kind=Kind.EMBEDDING, store="faces", unit=self.index, locator=str(person * PHOTOS + number),
+                    kind=Kind.EMBEDDING, store="faces", locator=str(person * PHOTOS + number),
+                    unit=self.broken if person == BROKEN else self.index,
                     purposes=("training",),
                 ),
             ),
@@ -194,7 +197,7 @@ class Story:
 
     def register(self, publisher: Publisher) -> None:
         keys: dict[str, tuple[str, ...]] = {}
-        for source, people in (("studio", (DELETED, WITHDREW, ORDERED)), ("attic", (STUCK,))):
+        for source, people in (("studio", (DELETED, WITHDREW, ORDERED)), ("attic", (STUCK, BROKEN))):
             publisher.lineage(
                 lineage.SourceRegistered(
                     source=source, supplier=f"{FAMILY} and Sons", agreement=EMAIL, licence=EMAIL,
@@ -268,6 +271,12 @@ class Story:
             assert time.monotonic() < give_up, (query, self.rows("select request_id, state, data_result from request"))
             time.sleep(0.1)
 
+    def until_said(self, worker: str, words: bytes) -> None:
+        give_up = time.monotonic() + WAIT_SECONDS / 4
+        while words not in (self.embedded.directory / "logs" / f"{worker}.log").read_bytes():
+            assert time.monotonic() < give_up, words
+            time.sleep(0.1)
+
     async def bundles(self, asked: UUID) -> dict[str, bytes]:
         files = {}
         async with reader(self.embedded.deployment) as opened:
@@ -304,9 +313,11 @@ class Search:
         self.story, self.embedded = story, story.embedded
         self.found: set[str] = set()
         self.looked: Counter[str] = Counter()
+        self.sized: Counter[str] = Counter()
 
     def look(self, kind: str, name: str, data: bytes) -> None:
         self.looked[kind] += 1
+        self.sized[f"{kind} {name}"] += len(data)
         self.found |= self.story.canaries.found(f"{kind} {name}", data)
 
     def metrics(self) -> None:
@@ -346,7 +357,7 @@ class Search:
 def test_nothing_that_leaves_or_outlives_names_a_person(tmp_path: Path) -> None:
     root = tmp_path / "canary-home"
     root.mkdir()
-    with Embedded(tmp_path / "up", audience="acme", issuer="Acme Ltd", durable=False) as embedded:
+    with Embedded(tmp_path / "up", audience="acme", durable=False, overrides={"log_level": "debug"}) as embedded:
         story = Story(root, embedded)
         story.prepare()
         asked = played(story)
@@ -357,9 +368,12 @@ def test_nothing_that_leaves_or_outlives_names_a_person(tmp_path: Path) -> None:
         search.tables()
         embedded.stop_workers()
         search.files()
-    print(dict(search.looked), len(story.canaries.spelled))
     assert not search.found, "\n".join(sorted(search.found))
     assert search.looked.keys() == {"metrics", "bundle", "topic", "table", "data/log", "logs"}
+    written = {name for name, size in search.sized.items() if size}
+    said = {"proofs", "retraining", "dead-letter", "purge", "invalidate", "rescan", "retrain", "outcomes"}
+    assert {f"topic expunge.{name}" for name in said} <= written
+    assert {"table dead_letter", "logs invalidate.log"} <= written
 
 
 def played(story: Story) -> list[str]:
@@ -372,7 +386,7 @@ def played(story: Story) -> list[str]:
             publisher.delete(subject(DELETED), regulation=gdpr),
             publisher.withdraw(subject(WITHDREW), ("training",), regulation=gdpr),
         ]
-        publisher.delete(subject(STUCK), regulation=gdpr)
+        stuck = publisher.delete(subject(STUCK), regulation=gdpr)
         publisher.flush()
         story.until("select count(*) = 2 from request where data_result is not null and request_id = any(%s)",
                     [UUID(one) for one in asked])  # fmt: skip
@@ -396,7 +410,11 @@ def played(story: Story) -> list[str]:
             approver.approve(order, scope)
     story.until("select count(*) = 1 from request where data_result is not null and request_id = %s", UUID(order))
     story.until("select count(*) >= %s from dead_letter", refused)
-    return [*asked, order]
+    story.until("select data_result = 'partial' from request where request_id = %s", UUID(stuck))
+    with story.publisher() as publisher:
+        publisher.delete(subject(BROKEN), regulation=gdpr)
+    story.until_said("invalidate", b"the store refused")
+    return [*asked, stuck, order]
 
 
 def as_bytes(value: object) -> bytes:
