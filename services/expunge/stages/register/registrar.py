@@ -165,7 +165,15 @@ class Load:
                 )
             )  # fmt: skip
             artifacts += [
-                (number, one.kind, one.store, one.unit, one.locator, self.purposes.mask(one.purposes), _content(offer, one))
+                (
+                    number,
+                    one.kind,
+                    one.store,
+                    one.unit,
+                    one.locator,
+                    self.purposes.mask(one.purposes),
+                    _content(offer, one),
+                )
                 for one in kept
             ]
         self._images += len(offers)
