@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from hashlib import sha256
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from expunge.domain import hashing, merkle
@@ -330,6 +330,7 @@ def test_impossible_consistency_claims_are_tampered(
 
 
 @needs_numba
+@settings(deadline=None)  # the first call compiles
 @given(st.binary(max_size=2000), st.integers(1, 200), st.integers(0, 255))
 def test_both_ways_of_hashing_are_one(data: bytes, size: int, prefix: int) -> None:
     native = hashing.native()

@@ -16,7 +16,6 @@ from typing import Final, TypeAlias
 import llvmlite.binding as llvm
 import numba
 import numpy as np
-from numba.core.typing import signature
 from numpy.typing import NDArray
 
 _Bytes: TypeAlias = NDArray[np.uint8]
@@ -33,9 +32,9 @@ if not all(llvm.address_of_symbol(name) for name in ("SHA256_Init", "SHA256_Upda
 # By name and not by address, so that what is compiled can be kept. Not `SHA256`: OpenSSL 3 looks the algorithm up at
 # each call of that one, and it is four times slower.
 _address = numba.types.uintp
-_init = numba.types.ExternalFunction("SHA256_Init", signature(numba.types.int32, _address))
-_update = numba.types.ExternalFunction("SHA256_Update", signature(numba.types.int32, _address, _address, _address))
-_final = numba.types.ExternalFunction("SHA256_Final", signature(numba.types.int32, _address, _address))
+_init = numba.types.ExternalFunction("SHA256_Init", numba.types.int32(_address))
+_update = numba.types.ExternalFunction("SHA256_Update", numba.types.int32(_address, _address, _address))
+_final = numba.types.ExternalFunction("SHA256_Final", numba.types.int32(_address, _address))
 
 
 def _hash(data: _Bytes, size: int, prefix: int, hashes: _Bytes) -> None:
@@ -54,12 +53,12 @@ def _hash(data: _Bytes, size: int, prefix: int, hashes: _Bytes) -> None:
 
 def _compiled() -> Callable[[_Bytes, int, int, _Bytes], None]:
     given = numba.types.Array(numba.types.uint8, 1, "C", readonly=True)
-    takes = signature(numba.types.void, given, numba.types.intp, numba.types.uint8, given)
+    signature = numba.types.void(given, numba.types.intp, numba.types.uint8, given)
     compiled: Callable[[_Bytes, int, int, _Bytes], None]
     try:
-        compiled = numba.njit([takes], cache=True, nogil=True)(_hash)
+        compiled = numba.njit([signature], cache=True, nogil=True)(_hash)
     except RuntimeError:  # nowhere to keep it
-        compiled = numba.njit([takes], nogil=True)(_hash)
+        compiled = numba.njit([signature], nogil=True)(_hash)
     return compiled
 
 
