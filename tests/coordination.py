@@ -45,6 +45,7 @@ from expunge.stages.invalidate import Invalidate
 from expunge.stages.plan import Plan
 from expunge.stages.prove import Prove
 from expunge.stages.purge import Purge
+from expunge.stages.reconcile import Reconcile
 from expunge.stages.register import Register
 from expunge.stages.rescan import Rescan
 from expunge.stages.retrain import Retrain
@@ -223,6 +224,17 @@ class Deployment:
         return purge, invalidate, rescan
 
     @cached_property
+    def reconcile(self) -> Reconcile:
+        return self.reconciler()
+
+    def reconciler(self, **options: Any) -> Reconcile:
+        readers = {name: MemoryReader(space, name, rewrites_unit=REWRITES[name]) for name, space in self.spaces.items()}
+        return Reconcile(
+            ledger=self.ledger, scopes=Scopes(sealed=self.sealed, keys=self.keys), readers=readers,
+            signer=self._signers[Role.RESCANNER, None], clock=self.clock, **options,
+        )  # fmt: skip
+
+    @cached_property
     def hosts(self) -> dict[str, DeliveryHost]:
         """The workers that take topics, as `wiring.build_worker` joins them."""
         purge, invalidate, rescan = self.executors
@@ -302,6 +314,8 @@ class Deployment:
 
     async def _tasks(self) -> bool:
         kinds: dict[str, Work] = {one.task_kind: one.task for one in self.executors if one.task_kind in self.only}
+        if "rescan" in self.only:
+            kinds[self.reconcile.task_kind] = self.reconcile.task
         moved = False
         while await run_one(ledger=self.ledger, kinds=kinds, stop=asyncio.Event()):
             moved = True
@@ -521,6 +535,7 @@ class Deployment:
             "image",
             "artifact",
             "tombstone",
+            "erased",
             "taint",
             "approval",
         )

@@ -281,6 +281,10 @@ async def replay_into(deployment: Deployment, dsn: str | None, trust: Trust, *, 
         "sweeps": len(found.state.sweeps),
         "sealed_requests": len(opened.results),
         "closed": len(opened.closed),
+        "unreconciled": [
+            {"source": one.source, "kind": one.kind.value, "difference": one.difference}
+            for one in found.state.differences()
+        ],
         "compared": compare,
         "equal": not differences,
         "differences": [{"kind": one.kind, "what": one.what} for one in differences],

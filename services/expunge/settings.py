@@ -75,6 +75,9 @@ class Settings(BaseSettings):
     key_retention_days: Annotated[int, Field(ge=0)] = Field(
         default=0, description="destroy a day's request keys this long after it, once its requests are closed; 0: never"
     )
+    reconcile_hours: Annotated[float, Field(ge=0)] = Field(
+        default=24.0, description="how often rescan counts what came in, was erased and is there; 0: after orders only"
+    )
     audit_seconds: Annotated[float, Field(gt=0)] = 60.0
     witnesses: tuple[WitnessSetting, ...] = Field(
         default=(), description='JSON list of {"url", "vkey"}: who cosigns checkpoints; orders wait for them'

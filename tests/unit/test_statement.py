@@ -22,6 +22,9 @@ from expunge.domain.statement import (
     ModelTainted,
     Overdue,
     Predicate,
+    ReconciledCount,
+    ReconciledSweep,
+    Reconciliation,
     RegisteredBatch,
     Scope,
     ScopeApproved,
@@ -67,6 +70,14 @@ PREDICATES: list[Predicate] = [
     Overdue(sweep=SWEEP, provision=Provision.MODELS, due=AT, at=AT),
     KeyDestroyed(bucket=AT.date(), at=AT),
     KeyEvent(event="revoked", role=Role.EXECUTOR, store="photos", key_id=ONE, since=AT, at=AT),
+    Reconciliation(
+        log_size=3, part=0, parts=1, sweep=ReconciledSweep(sweep=SWEEP, scope=ONE, leaves=3, present=0), at=AT,
+        counts=(
+            ReconciledCount(
+                source="studio", kind=Kind.IMAGE, registered=3, erased=3, under_way=1, present=0, difference=-1
+            ),
+        ),
+    ),
 ]  # fmt: skip
 
 
@@ -90,6 +101,7 @@ def test_a_predicate_counts_under_one_role_only(predicate: Predicate) -> None:
         Completion: Role.CERTIFIER, Overdue: Role.CERTIFIER, RegisteredBatch: Role.REGISTER,
         ModelTainted: Role.RETRAINER, MetricVoid: Role.RETRAINER, ModelReplaced: Role.RETRAINER,
         ModelDestroyed: Role.RETRAINER, KeyDestroyed: Role.CERTIFIER, KeyEvent: Role.CERTIFIER,
+        Reconciliation: Role.RESCANNER,
     }  # fmt: skip
     assert statement.role_of(predicate) is roles[type(predicate)]
 

@@ -172,6 +172,8 @@ def _replay(app: typer.Typer) -> None:
             document(result)
         else:
             say(f"{result['entries']} entries of {result['origin']} verified, {result['sweeps']} sweeps")
+            for one in result["unreconciled"]:
+                say(f"  reconciliation: {one['kind']} from {one['source']} differs by {one['difference']}")
             if compare:
                 say("equal to the live system" if result["equal"] else "DIFFERS from the live system:")
             for one in result["differences"]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from typing import Final
 
-from expunge.domain import coverage, merkle
+from expunge.domain import coverage, merkle, reconciliation
 from expunge.domain.bundle import Shared
 from expunge.domain.certificate import Certificate, Claim, Completed, ModelDue, Opening, body_bytes, leaf, result_of
 from expunge.domain.coverage import ChunkState
@@ -17,8 +17,15 @@ from expunge.domain.errors import Tampered
 from expunge.domain.evidence import Sweep
 from expunge.domain.limits import CHUNK_LEAVES
 from expunge.domain.merkle import HASH_BYTES
-from expunge.domain.statement import ModelDestroyed, ModelReplaced, ModelTainted, Scope
-from expunge.domain.words import Outcome, Provision, Step
+from expunge.domain.statement import (
+    ModelDestroyed,
+    ModelReplaced,
+    ModelTainted,
+    ReconciledCount,
+    Reconciliation,
+    Scope,
+)
+from expunge.domain.words import FINAL_ABSENT, Outcome, Provision, Step
 
 Chunks = dict[tuple[int, int], ChunkState]
 """By tree and chunk number."""
@@ -255,3 +262,33 @@ def _check_models(models: Sequence[ModelDue], sweep: Sweep) -> None:
         resolved = {"open": tainted, "replaced": replaced, "destroyed": destroyed}[one.resolution]
         if one.model not in tainted or one.model not in resolved:
             raise Tampered("completion", f"expected statements that model {one.model} is tainted and {one.resolution}")
+
+
+def check_reconciled(sweep: Sweep, chunks: Chunks) -> tuple[ReconciledCount, ...]:
+    """The counts of the last reconciliation that looked for this sweep's scope, if any is here; none else. What was
+    verified absent and what is present must be disjoint."""
+    found = [
+        (entry, entry.predicate)
+        for entry in sweep.entries
+        if isinstance(entry.predicate, Reconciliation) and entry.index > sweep.completion_entry.index
+    ]
+    absent = sum(
+        state.steps[Step.ABSENCE].outcomes.count(code)
+        for state in chunks.values()
+        if Step.ABSENCE in state.steps
+        for code in FINAL_ABSENT
+    )
+    leaves = sum(tree.leaves for tree in sweep.scope.trees)
+    for entry, said in found:
+        where = f"statement {entry.index}"
+        reconciliation.check(said, where)
+        if said.sweep is None or said.sweep.leaves != leaves:
+            raise Tampered(where, f"expected a reconciliation of the {leaves} leaves of the scope")
+        if said.log_size > entry.index:
+            raise Tampered(where, f"expected a reconciliation of entries before it, got one of {said.log_size}")
+        if said.sweep.present > leaves - absent:
+            raise Tampered(
+                where, f"expected at most {leaves - absent} artifacts of the scope present, got {said.sweep.present}"
+            )
+    newest = max((said.log_size for _, said in found), default=0)
+    return tuple(one for _, said in found if said.log_size == newest for one in said.counts)

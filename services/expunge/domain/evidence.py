@@ -31,6 +31,7 @@ from expunge.domain.statement import (
     ModelTainted,
     Overdue,
     Predicate,
+    Reconciliation,
     RegisteredBatch,
     Scope,
     ScopeApproved,
@@ -192,7 +193,7 @@ def _one_scope(entries: Sequence[Entry], certificate: Certificate) -> tuple[Entr
     return entry, scope
 
 
-def _check_about(entry: Entry, certificate: Certificate) -> None:
+def _check_about(entry: Entry, certificate: Certificate) -> None:  # noqa: C901 - one case per predicate
     """Refuse statements that are about something else, and those that this verifier would not know how to weigh."""
     where = f"statement {entry.index}"
     match entry.predicate:
@@ -205,6 +206,9 @@ def _check_about(entry: Entry, certificate: Certificate) -> None:
         case Overdue() as said:
             if said.sweep != certificate.sweep:
                 raise Tampered(where, "expected a statement about this sweep, got another's")
+        case Reconciliation() as said:
+            if said.sweep is None or (said.sweep.sweep, said.sweep.scope) != (certificate.sweep, certificate.scope):
+                raise Tampered(where, "expected a reconciliation that looked for this sweep's scope, got another's")
         case ScopeVoid():
             raise Tampered(where, "expected a scope that stands, this one is void")
         case Scope() | RegisteredBatch() | KeyDestroyed() | KeyEvent():

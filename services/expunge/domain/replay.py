@@ -7,13 +7,14 @@ it is `Tampered`.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import assert_never
 
-from expunge.domain import coverage, tiles
+from expunge.domain import coverage, reconciliation, tiles
 from expunge.domain.coverage import DEEDS, ChunkState
 from expunge.domain.errors import Tampered
 from expunge.domain.limits import CHUNK_LEAVES
@@ -28,6 +29,8 @@ from expunge.domain.statement import (
     ModelTainted,
     Overdue,
     Predicate,
+    ReconciledCount,
+    Reconciliation,
     RegisteredBatch,
     Scope,
     ScopeApproved,
@@ -109,7 +112,9 @@ class ModelState:
 
 @dataclass(slots=True)
 class State:
-    """Everything public. `size`: entries folded; `destroyed`: key buckets that are gone, and the log index that says so."""
+    """Everything public. `size`: entries folded; `destroyed`: key buckets that are gone, and the log index that says so;
+    `sums`: how `registered` grew, as (log index, sum with that entry); `reconciled`: the last count of each source and
+    kind, and the log index that says so."""
 
     size: int = 0
     sweeps: dict[str, SweepState] = field(default_factory=dict)
@@ -118,6 +123,18 @@ class State:
     images: int = 0
     registered: Counter[tuple[str, Kind]] = field(default_factory=Counter)
     destroyed: dict[date, int] = field(default_factory=dict)
+    sums: dict[tuple[str, Kind], list[tuple[int, int]]] = field(default_factory=dict)
+    reconciled: dict[tuple[str, Kind], tuple[int, ReconciledCount]] = field(default_factory=dict)
+
+    def differences(self) -> list[ReconciledCount]:
+        """The last counts that do not come out even, by source and kind."""
+        return [one for _, (_, one) in sorted(self.reconciled.items()) if one.difference]
+
+    def registered_at(self, source: str, kind: Kind, size: int) -> int:
+        """Artifacts of a kind from a source that the first `size` entries say came in."""
+        sums = self.sums.get((source, kind), [])
+        before = bisect_left(sums, (size, 0))
+        return sums[before - 1][1] if before else 0
 
 
 def fold(  # noqa: C901, PLR0912 - one case per predicate
@@ -162,6 +179,8 @@ def fold(  # noqa: C901, PLR0912 - one case per predicate
             state.destroyed.setdefault(predicate.bucket, index)
         case KeyEvent():
             pass  # whom to believe is the reader's own policy
+        case Reconciliation():
+            _fold_reconciliation(state, index, predicate)
         case _:
             assert_never(predicate)
     state.size += 1
@@ -232,6 +251,25 @@ def _fold_batch(state: State, index: int, said: RegisteredBatch) -> None:
     state.images += said.images
     for one in said.counts:
         state.registered[one.source, one.kind] += one.artifacts
+        sums = state.sums.setdefault((one.source, one.kind), [])
+        sums.append((state.size, state.registered[one.source, one.kind]))
+
+
+def _fold_reconciliation(state: State, index: int, said: Reconciliation) -> None:
+    where = f"log index {index}"
+    reconciliation.check(said, where)
+    if said.log_size > index:
+        raise Tampered(where, f"expected a reconciliation of entries before it, got one of {said.log_size}")
+    if said.sweep is not None:
+        leaves = sum(tree.leaves for tree in _sweep(state, index, said.sweep.sweep, said.sweep.scope).scope.trees)
+        if said.sweep.leaves != leaves:
+            raise Tampered(where, f"expected {leaves} leaves of the sweep's scope, got {said.sweep.leaves}")
+    for one in said.counts:
+        registered = state.registered_at(one.source, one.kind, said.log_size)
+        if one.registered != registered:
+            raise Tampered(where, f"expected {registered} registered {one.kind} artifacts, got {one.registered}")
+    for one in said.counts:
+        state.reconciled[one.source, one.kind] = index, one
 
 
 def _fold_tainted(model: ModelState, said: ModelTainted) -> None:

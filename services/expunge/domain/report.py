@@ -7,9 +7,10 @@ from typing import Final
 
 from pydantic import AwareDatetime
 
+from expunge.domain import reconciliation
 from expunge.domain.certificate import ModelDue, Result
 from expunge.domain.errors import Tampered
-from expunge.domain.statement import Count, Frozen, Uuid
+from expunge.domain.statement import Count, Frozen, ReconciledCount, Uuid
 from expunge.domain.words import Kind, Level, Provision
 
 ALWAYS_NOT_COVERED: Final = (
@@ -47,7 +48,8 @@ class StoreSummary(Frozen):
 
 
 class Summary(Frozen):
-    """What a verified bundle says. `not_covered` is the issuer's own list, not signed."""
+    """What a verified bundle says. `not_covered` is the issuer's own list, not signed. `reconciled`: what the
+    rescanner counted of the sources after an order, if that is in the bundle."""
 
     issuer: str
     request: Uuid
@@ -66,6 +68,7 @@ class Summary(Frozen):
     completion_index: Count
     scope_at: AwareDatetime
     completed_at: AwareDatetime
+    reconciled: tuple[ReconciledCount, ...] = ()
 
     def lines(self) -> Iterator[str]:
         """In words, a line each."""
@@ -80,6 +83,8 @@ class Summary(Frozen):
         for model in self.models:
             due = f"due {model.due.isoformat()}" if model.resolution == "open" else model.resolution
             yield f"model {model.model}: {model.remedy.value}, {due}"
+        for line in reconciliation.in_words(self.reconciled):
+            yield f"reconciled: {line}"
         for text in (*self.not_covered, *ALWAYS_NOT_COVERED):
             yield f"not covered: {text}"
 

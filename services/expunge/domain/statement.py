@@ -265,6 +265,45 @@ class KeyEvent(Frozen):
     at: AwareDatetime
 
 
+class ReconciledCount(Frozen):
+    """What became of one source's artifacts of one kind. `erased`: verified absent by a completed sweep. `under_way`: not
+    in the stores any more, and of a sweep that is not completed yet. `present`: seen in the stores. `difference`:
+    registered - erased - under_way - present."""
+
+    source: str
+    kind: Kind
+    registered: Count
+    erased: Count
+    under_way: Count
+    present: Count
+    difference: Annotated[int, Field(ge=-(2**53) + 1, le=2**53 - 1)]
+
+
+class ReconciledSweep(Frozen):
+    """All leaves of one sweep's scope, looked for again: `present` of `leaves` are in the stores."""
+
+    sweep: Uuid
+    scope: Hex32
+    leaves: Count
+    present: Count
+
+
+class Reconciliation(Frozen):
+    """What came in, what was erased and what is there, counted in the stores by who may only look. Role `rescanner`.
+
+    Relative to the first `log_size` entries of the log: `registered` sums their registration batches. One run is `parts`
+    statements, this is number `part` from 0. `sweep`: where it follows the completion of an order, that order's scope.
+    """
+
+    type: Literal["urn:expunge:reconciliation:v1"] = "urn:expunge:reconciliation:v1"
+    log_size: Count
+    part: Count
+    parts: Count
+    counts: tuple[ReconciledCount, ...]
+    sweep: ReconciledSweep | None
+    at: AwareDatetime
+
+
 Predicate = Annotated[
     Scope
     | Chunk
@@ -279,7 +318,8 @@ Predicate = Annotated[
     | ModelDestroyed
     | Overdue
     | KeyDestroyed
-    | KeyEvent,
+    | KeyEvent
+    | Reconciliation,
     Field(discriminator="type"),
 ]
 _PREDICATE: TypeAdapter[Predicate] = TypeAdapter(Predicate)
@@ -298,6 +338,7 @@ ROLE_OF: Final[dict[str, Role]] = {
     "urn:expunge:overdue:v1": Role.CERTIFIER,
     "urn:expunge:key-destroyed:v1": Role.CERTIFIER,
     "urn:expunge:key-event:v1": Role.CERTIFIER,
+    "urn:expunge:reconciliation:v1": Role.RESCANNER,
 }
 """Which role must have signed a predicate type. Chunk statements depend on their step: see `role_of`."""
 

@@ -14,7 +14,8 @@ believed before something pinned has vouched for it. Needs only the light core: 
 7. Claim: it opens in the scope's tree of requests, and the certificate's indices are those it fixed.
 8. Outcomes: the last outcome of step absence of every leaf of the claim, counted.
 9. Completion: it opens in the round's statement; its counts are those counted, its result is the one they give, and the
-   models it calls replaced or destroyed are so by statements about this sweep.
+   models it calls replaced or destroyed are so by statements about this sweep. Where the bundle has a reconciliation that
+   followed it, its arithmetic holds, and what was verified absent is not among what it found present.
 10. Summary: what was verified, to which level, by which method, and what was not covered. The HTML page, if there is
    one, is exactly what this verifier makes of the same evidence.
 """
@@ -36,7 +37,7 @@ from expunge.domain.errors import Tampered
 from expunge.domain.evidence import Sweep
 from expunge.domain.limits import CHUNK_LEAVES
 from expunge.domain.report import Report, StepResult, StoreSummary, Summary
-from expunge.domain.statement import Chunk, Scope
+from expunge.domain.statement import Chunk, ReconciledCount, Scope
 from expunge.domain.trust import Trust
 from expunge.domain.words import FINAL_ABSENT, Level, Outcome, Step
 
@@ -99,10 +100,11 @@ def verify(files: Mapping[str, bytes], trust: Trust) -> Report:
         passed(accounting.in_words(counts))
         # 9. Completion
         accounting.check_completion(certificate, sweep, counts)
+        reconciled = accounting.check_reconciled(sweep, chunks)
         passed(f"{certificate.provision.value}: {certificate.completed.result}, as the outcomes give it")
         # 10. Summary
         _check_page(bundle, sweep, checkpoint)
-        summary = _summary(certificate, sweep, counts, checkpoint)
+        summary = _summary(certificate, sweep, counts, checkpoint, reconciled)
         passed(f"{len(summary.stores)} stores, {len(summary.models)} models")
     except Tampered as error:
         return _failed(done, error.where, str(error))
@@ -134,7 +136,13 @@ class _Seen:
     sampled: int = 0
 
 
-def _summary(certificate: Certificate, sweep: Sweep, counts: Counts, checkpoint: note.Checkpoint) -> Summary:
+def _summary(
+    certificate: Certificate,
+    sweep: Sweep,
+    counts: Counts,
+    checkpoint: note.Checkpoint,
+    reconciled: tuple[ReconciledCount, ...],
+) -> Summary:
     touched = {
         (claimed.tree, chunk)
         for claimed, runs in zip(certificate.claim.trees, certificate.indices, strict=True)
@@ -165,6 +173,7 @@ def _summary(certificate: Certificate, sweep: Sweep, counts: Counts, checkpoint:
         completion_index=sweep.completion_entry.index,
         scope_at=sweep.scope.at,
         completed_at=sweep.completion.at,
+        reconciled=reconciled,
     )
 
 

@@ -198,6 +198,8 @@ class Certify:
         )  # fmt: skip
         if provision is Provision.DATA:
             await self._drop_rows(sweep, done, tx)
+            if sweep.sweep_class == "order":
+                await tx.execute("certify_reconcile", sweep_id=sweep.sweep_id)
         states = [_state_after(provision, one) for one in done]
         await tx.execute(
             "certify_data" if provision is Provision.DATA else "certify_models", round=number,
@@ -260,13 +262,17 @@ class Certify:
         whole = sweep.sweep_class == "order" and all(np.isin(one, list(FINAL_ABSENT)).all() for one in sweep.outcomes)
         found: dict[int, BitMap64] = {}
         if whole:
-            await tx.execute("certify_drop_artifact_ranges", first=first, end=end, last=sweep.last_artifact)
+            await tx.execute(
+                "certify_drop_artifact_ranges", first=first, end=end, last=sweep.last_artifact, sweep_id=sweep.sweep_id,
+            )  # fmt: skip
             for source_no, packed in await tx.fetch("certify_drop_image_ranges", first=first, end=end):
                 found[source_no] = BitMap64(np.frombuffer(packed, ">i8").astype(np.uint64))
         else:
             gone, ids = await asyncio.to_thread(_gone_artifacts, sweep, chosen)
             if len(gone):
-                await tx.execute("certify_drop_artifacts", ordinals=gone.tolist(), ids=ids.tolist())
+                await tx.execute(
+                    "certify_drop_artifacts", ordinals=gone.tolist(), ids=ids.tolist(), sweep_id=sweep.sweep_id
+                )
             for ordinal, source_no in await tx.fetch("certify_drop_images", first=first, end=end):
                 found.setdefault(source_no, BitMap64()).add(ordinal)
         await tx.execute("certify_drop_subjects", first=first, end=end)

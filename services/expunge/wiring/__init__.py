@@ -26,7 +26,7 @@ from expunge.adapters.sealed.files import FileSealed
 from expunge.adapters.stores.table import open_reader, open_store, rewrites_unit
 from expunge.chunks.scopes import Scopes
 from expunge.domain import statement
-from expunge.domain.errors import Misconfigured
+from expunge.domain.errors import Misconfigured, Retryable
 from expunge.domain.events import AuditPassed
 from expunge.domain.note import NoteKey
 from expunge.domain.words import Role
@@ -41,6 +41,7 @@ from expunge.stages.invalidate import Invalidate
 from expunge.stages.plan import Plan
 from expunge.stages.prove import Attest, Prove
 from expunge.stages.purge import Purge
+from expunge.stages.reconcile import Reconcile
 from expunge.stages.register import Register
 from expunge.stages.rescan import Rescan
 from expunge.stages.retrain import Retrain
@@ -60,6 +61,9 @@ IDLE_TICK_SECONDS = 2.0
 
 RELAY_SECONDS = 2.0
 """How often the relay looks for outbox rows that a crash left behind."""
+
+RECONCILE_SECONDS = 60.0
+"""How often rescan looks whether the next reconciliation is due."""
 
 Background = Callable[[], Awaitable[None]]
 
@@ -308,11 +312,45 @@ def _stages(name: str, deployment: Deployment, wake: asyncio.Event) -> _Stages:
                 max_attempts=settings.attempts,
                 inline_leaves=settings.inline_leaves,
             )
-            return {consumes[0]: [rescan]}, [], {rescan.task_kind: rescan.task}
+            return {consumes[0]: [rescan]}, [_reconcile(deployment)], {rescan.task_kind: rescan.task}
         case "retrain":
             return {consumes[0]: [_retrain(deployment)]}, [], {}
         case _:
             return {}, [_audit(deployment)], {}
+
+
+def _reconcile(deployment: Deployment) -> Callable[[DeliveryHost], Background]:
+    """Its tasks have a loop of their own: a run over all stores holds up no sweep's absence."""
+    settings = deployment.settings
+
+    def loop(host: DeliveryHost) -> Background:
+        reconcile = Reconcile(
+            ledger=deployment.ledger,
+            scopes=Scopes(sealed=deployment.sealed, keys=deployment.keys),
+            readers={store: open_reader(url, store) for store, url in settings.stores.items()},
+            signer=deployment.signers.signer(Role.RESCANNER),
+            clock=now,
+        )
+
+        async def due() -> None:
+            while settings.reconcile_hours:
+                with suppress(Retryable):
+                    await reconcile.ask_every(settings.reconcile_hours)
+                await asyncio.sleep(RECONCILE_SECONDS)
+
+        async def run() -> None:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(due())
+                await run_tasks(
+                    ledger=deployment.ledger,
+                    kinds={reconcile.task_kind: reconcile.task},
+                    stop=asyncio.Event(),
+                    finished=_ignoring(host.publish_outbox),
+                )
+
+        return run
+
+    return loop
 
 
 def _register(deployment: Deployment) -> Register:

@@ -134,6 +134,15 @@ create table exclusion (
     primary key (sweep_id, purpose_bit)
 );
 
+-- Artifacts whose rows went because they were verified absent: what reconciliation calls erased. Added up by certify.
+create table erased (
+    sweep_id  uuid not null,
+    source_no integer not null,
+    kind      text collate "C" not null,
+    artifacts bigint not null,
+    primary key (sweep_id, source_no, kind)
+);
+
 -- Projection of the suppression journal (which lives outside Postgres and its backups).
 create table suppressed_subject (
     mac       bytea primary key,             -- over (subject_ref, purpose) or (subject_ref, '*')

@@ -44,13 +44,28 @@ update request r set models_result = t.result, models_round = %(round)s, state =
 from unnest(%(ids)s::uuid[], %(results)s::text[], %(states)s::text[]) as t(request_id, result, state)
 where r.request_id = t.request_id
 
+-- Rows of artifacts that are verified absent go, and are counted as erased, once each.
 -- name: certify_drop_artifacts
-delete from artifact a using unnest(%(ordinals)s::bigint[], %(ids)s::bigint[]) as t(ordinal, artifact_id)
-where a.ordinal = t.ordinal and a.artifact_id = t.artifact_id
+with gone as (
+    delete from artifact a using unnest(%(ordinals)s::bigint[], %(ids)s::bigint[]) as t(ordinal, artifact_id)
+    where a.ordinal = t.ordinal and a.artifact_id = t.artifact_id
+    returning a.ordinal, a.kind
+)
+insert into erased (sweep_id, source_no, kind, artifacts)
+select %(sweep_id)s, b.source_no, g.kind, count(*)
+from gone g join ordinal_block b on b.first_ordinal = g.ordinal - g.ordinal %% 65536 group by 2, 3
+on conflict (sweep_id, source_no, kind) do update set artifacts = erased.artifacts + excluded.artifacts
 
 -- name: certify_drop_artifact_ranges
-delete from artifact a using unnest(%(first)s::bigint[], %(end)s::bigint[]) as r(lo, hi)
-where a.ordinal >= r.lo and a.ordinal < r.hi and a.artifact_id <= %(last)s
+with gone as (
+    delete from artifact a using unnest(%(first)s::bigint[], %(end)s::bigint[]) as r(lo, hi)
+    where a.ordinal >= r.lo and a.ordinal < r.hi and a.artifact_id <= %(last)s
+    returning a.ordinal, a.kind
+)
+insert into erased (sweep_id, source_no, kind, artifacts)
+select %(sweep_id)s, b.source_no, g.kind, count(*)
+from gone g join ordinal_block b on b.first_ordinal = g.ordinal - g.ordinal %% 65536 group by 2, 3
+on conflict (sweep_id, source_no, kind) do update set artifacts = erased.artifacts + excluded.artifacts
 
 -- name: certify_drop_images
 delete from image i using unnest(%(first)s::bigint[], %(end)s::bigint[]) as r(lo, hi)
@@ -134,3 +149,9 @@ where sweep_id = %(sweep_id)s and due < %(at)s and data_result is null and overd
 -- name: certify_overdue_models
 update taint set overdue_index = %(index)s
 where sweep_id = %(sweep_id)s and due < %(at)s and resolved_index is null and overdue_index is null
+
+-- What came in, was erased and is there is counted again after an order (stage reconcile).
+-- name: certify_reconcile
+insert into task (kind, key, input)
+values ('reconcile', 'order:' || %(sweep_id)s::uuid, jsonb_build_object('sweep', %(sweep_id)s::uuid))
+on conflict (kind, key) do nothing

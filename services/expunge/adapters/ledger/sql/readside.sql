@@ -53,6 +53,12 @@ with about as (
             and l.index > (select scope_index from sweep where sweep_id = %(sweep_id)s)
             and convert_from(decode(convert_from(l.entry, 'UTF8')::jsonb ->> 'payload', 'base64'), 'UTF8')::jsonb
                 -> 'predicate' ->> 'sweep' = %(sweep_id)s::text
+    -- A reconciliation that followed an order looked for its scope.
+    union select l.index from log_entry l
+          where l.predicate = 'urn:expunge:reconciliation:v1'
+            and l.index > (select scope_index from sweep where sweep_id = %(sweep_id)s)
+            and convert_from(decode(convert_from(l.entry, 'UTF8')::jsonb ->> 'payload', 'base64'), 'UTF8')::jsonb
+                #>> '{predicate,sweep,sweep}' = %(sweep_id)s::text
 )
 select l.index, l.entry from log_entry l join about using (index) where l.index < %(size)s order by l.index
 
