@@ -1,9 +1,11 @@
 """Keys that come and go: buckets destroyed, signing keys rotated and revoked, each said in the evidence log; and the key of
-an order's sweep, disclosed to its regulator."""
+an order's sweep, disclosed to its regulator; a reconciliation, asked for."""
 
 from __future__ import annotations
 
 import asyncio
+import json
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -12,11 +14,11 @@ from typing import Final
 from uuid import UUID
 
 from expunge.adapters.keys.signers import ListedKey
-from expunge.domain import disclosure, statement
+from expunge.domain import disclosure, dsse, statement
 from expunge.domain.disclosure import Disclosure
 from expunge.domain.errors import Rejected
 from expunge.domain.leaf import derive_key
-from expunge.domain.statement import KeyEvent
+from expunge.domain.statement import KeyEvent, ReconciledCount, Reconciliation
 from expunge.domain.words import Role
 from expunge.ports import KeyStore, Ledger, SealedStore, Signer
 from expunge.record import log
@@ -25,6 +27,8 @@ from expunge.wiring import Deployment
 
 GRACE: Final = timedelta(hours=1)
 """How long a rotated key still counts, while workers are restarted with the new one."""
+POLL_SECONDS: Final = 0.5
+"""How often it looks whether the worker is done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +106,35 @@ async def disclose_of(deployment: Deployment, request_id: UUID) -> Disclosed:
     issuer = deployment.settings.issuer or deployment.settings.audience
     async with _opened(deployment) as ledger:
         return await disclose(ledger, deployment.keys, deployment.sealed, request_id, issuer=issuer)
+
+
+async def reconcile(
+    deployment: Deployment, key: str, sources: Sequence[str] | None, *, seconds: float
+) -> list[ReconciledCount] | None:  # fmt: skip
+    """Ask worker rescan for a run, and wait for it; what it counted, None where it has not in that time."""
+    given = json.dumps({"sources": list(sources)} if sources else {})
+    until = time.monotonic() + seconds
+    async with _opened(deployment) as ledger:
+        async with ledger.transaction() as tx:
+            ((first,),) = await tx.fetch("readside_log_size")
+            await tx.execute("reconcile_ask", key=key, input=given)
+        while True:
+            async with ledger.transaction() as tx:
+                ((done,),) = await tx.fetch("reconcile_done", key=key)
+                rows = await tx.fetch("reconcile_said", first=first) if done else []
+            if done:
+                return _counts([bytes(entry) for _, entry in rows])
+            if time.monotonic() >= until:
+                return None
+            await asyncio.sleep(POLL_SECONDS)
+
+
+def _counts(entries: Sequence[bytes]) -> list[ReconciledCount]:
+    """Of the newest run that was not about an order's scope."""
+    said = [statement.parse(dsse.parse(one).payload).predicate for one in entries]
+    runs = [one for one in said if isinstance(one, Reconciliation) and one.sweep is None]
+    newest = max((one.log_size for one in runs), default=0)
+    return [count for one in runs if one.log_size == newest for count in one.counts]
 
 
 def _event(event: str, key: ListedKey, since: datetime, at: datetime) -> KeyEvent:

@@ -1,27 +1,28 @@
-"""What only keys open: the leaves of one image, for its person's receipt. Reads sealed scope files; changes nothing."""
+"""What only keys open: the leaves of one image, for its person's receipt, and those that a challenge of an order asks for.
+Reads sealed scope files, and stores by readers; changes nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime
 from hashlib import sha256
 from typing import Final
 from uuid import UUID
 
 import numpy as np
 
-from expunge.domain import accounting, dsse, merkle, receipt, statement
+from expunge.domain import accounting, challenge, dsse, merkle, note, receipt, statement
 from expunge.domain.bundle import Bundle, Logged
 from expunge.domain.errors import Rejected
 from expunge.domain.leaf import derive_key, nonces
 from expunge.domain.limits import CHUNK_LEAVES
 from expunge.domain.merkle import HASH_BYTES
 from expunge.domain.receipt import OpenedLeaf
-from expunge.domain.scopefile import ScopeFile, unpack_columns, unpack_strings
-from expunge.domain.statement import Chunk
+from expunge.domain.scopefile import ScopeFile, chunk_roots, unpack_columns, unpack_strings
+from expunge.domain.statement import Chunk, Scope
 from expunge.domain.words import Outcome, Step
-from expunge.ports import KeyStore, SealedStore
+from expunge.ports import KeyStore, SealedStore, StoreReader
 
 Place = tuple[int, int]
 """Tree and leaf index."""
@@ -61,6 +62,67 @@ def receipt_of(
         statements=_absences(made.statements, places),
         checkpoint=made.checkpoint,
     )
+
+
+def answer_of(
+    made: Bundle, scope: Scope, checkpoint: bytes, count: int, *, bucket: date, sealed: SealedStore, keys: KeyStore,
+    readers: Mapping[str, StoreReader], at: datetime,
+) -> challenge.Answer:  # fmt: skip
+    """The answer to a challenge of an order: its leaves opened, and looked for in the stores now. Blocking.
+
+    Raises `Rejected`: `shared-sweep` (other people's leaves are not opened), `too-many`, `no-reader`, `key-destroyed`.
+    """
+    if scope.requests != 1:
+        raise Rejected("shared-sweep", f"expected an order, this sweep has {scope.requests} requests")
+    if not 0 < count <= challenge.MOST:
+        raise Rejected("too-many", f"expected a count from 1 to {challenge.MOST}, got {count}")
+    sweep_id = UUID(made.certificate.sweep)
+    key = derive_key(keys.bucket(bucket), "sweep", sweep_id.bytes)
+    file = ScopeFile.open(sealed.open(f"{sweep_id}.scope"), key)
+    root = note.read_checkpoint(checkpoint).root
+    wanted = challenge.places(root, made.certificate.scope, [tree.leaves for tree in scope.trees], count)
+    here = _present(file, scope, wanted, readers)
+    roots = [merkle.Tree(b"".join(chunk_roots(file, tree))) for tree in range(len(scope.trees))]
+    opened = []
+    for tree, index in wanted:
+        one = _opened(file, key, tree, index)
+        path = [*one.nodes(), *roots[tree].inclusion_path(index // CHUNK_LEAVES)]
+        opened.append(
+            challenge.Opened(
+                tree=tree,
+                index=index,
+                nonce=one.nonce,
+                artifact=one.artifact,
+                digest=one.digest,
+                path=tuple(node.hex() for node in path),
+                present=(tree, index) in here,
+            )
+        )
+    return challenge.Answer(
+        request=made.certificate.request, sweep=made.certificate.sweep, scope=made.certificate.scope,
+        checkpoint=checkpoint.decode(), count=count, openings=tuple(opened), at=at,
+    )  # fmt: skip
+
+
+def _present(
+    file: ScopeFile, scope: Scope, wanted: Sequence[Place], readers: Mapping[str, StoreReader]
+) -> set[Place]:  # fmt: skip
+    """Those whose artifact a reader of its store finds; one question per unit."""
+    units: dict[tuple[int, str], list[tuple[int, str]]] = {}
+    for tree, index in wanted:
+        columns = unpack_columns(file.section(f"{tree}/{index // CHUNK_LEAVES}"))
+        names = unpack_strings(unpack_columns(file.section(f"{tree}/units"))["units"])
+        at = index % CHUNK_LEAVES
+        unit = names[int.from_bytes(columns["unit"][at * 4 : at * 4 + 4], "little")]
+        units.setdefault((tree, unit), []).append((index, unpack_strings(columns["locator"])[at]))
+    found: set[Place] = set()
+    for (tree, unit), inside in units.items():
+        reader = readers.get(scope.trees[tree].store)
+        if reader is None:
+            raise Rejected("no-reader", f"expected a reader of store {scope.trees[tree].store}, there is none")
+        there = reader.probe(unit, [locator for _, locator in inside])
+        found.update((tree, index) for (index, _), seen in zip(inside, there.tolist(), strict=True) if seen)
+    return found
 
 
 def _chunks(made: Bundle, file: ScopeFile) -> Iterator[tuple[int, list[int], dict[str, bytes]]]:

@@ -17,14 +17,14 @@ from uuid import UUID
 
 from expunge import openings, replay
 from expunge.adapters.ledger.postgres import PostgresLedger
-from expunge.domain import attestation, bundle, certificate, leaf, merkle, statement, tiles
+from expunge.domain import attestation, bundle, certificate, challenge, evidence, leaf, merkle, note, statement, tiles
 from expunge.domain.dsse import PublicKey
 from expunge.domain.errors import Rejected, Retryable, Tampered
 from expunge.domain.limits import CHUNK_LEAVES
 from expunge.domain.scopefile import ScopeFile, chunk_roots
 from expunge.domain.trust import Trust, TrustedKey
 from expunge.domain.words import ModelStatus, Provision, Role
-from expunge.ports import KeyStore, Ledger, SealedStore, TileStore, Tx
+from expunge.ports import KeyStore, Ledger, SealedStore, StoreReader, TileStore, Tx
 from expunge.stages.certify import round_file
 from expunge.wiring import Deployment
 
@@ -94,7 +94,7 @@ class Reader:
             checkpoints = await tx.fetch("readside_checkpoint", last=last, completion=completion)
             if not checkpoints:
                 raise Retryable("expected a published checkpoint, there is none yet")
-            ((size, note, token),) = checkpoints
+            ((size, newest_note, token),) = checkpoints
             vouched = await tx.fetch("readside_scope_checkpoint", scope=scope, size=size)
             covered: dict[int, int] = dict(await tx.fetch("readside_covered", sweep_id=sweep_id))
         # 1
@@ -113,7 +113,7 @@ class Reader:
         ]
         roots = self._roots(sweep_id, sweep_bucket, trees, covered)
         earlier = [(at, bytes(old), stamp, merkle.consistency_path(tree, at)) for at, old, stamp in vouched]
-        return bundle.build(made, logged, bytes(note), chunk_roots=roots) | attestation.files(token, earlier)
+        return bundle.build(made, logged, bytes(newest_note), chunk_roots=roots) | attestation.files(token, earlier)
 
     async def receipt(self, request_id: UUID, wanted: openings.Wanted | openings.Place) -> bytes:
         """The receipt of one of a request's images, or of one leaf. Raises as `certificate` and `openings.receipt_of`."""
@@ -123,6 +123,22 @@ class Reader:
         return await asyncio.to_thread(
             openings.receipt_of, made, wanted, bucket=bucket, sealed=self._sealed, keys=self._keys
         )
+
+    async def challenge(
+        self, request_id: UUID, checkpoint: bytes, count: int, *, trust: Trust, readers: Mapping[str, StoreReader], at: datetime
+    ) -> bytes:  # fmt: skip
+        """The answer to a challenge of an order (`domain.challenge`). `trust`: of the log that the checkpoint must be of.
+        Raises as `certificate` and `openings.answer_of`; `Tampered` for a checkpoint that is not the log's."""
+        note.open_checkpoint(checkpoint, trust.log_keys, trust.origin)
+        made = bundle.load(await self.certificate(request_id, Provision.DATA))
+        scope = evidence.scope_of(made, trust)
+        async with self._ledger.transaction() as tx:
+            ((bucket,),) = await tx.fetch("readside_bucket", sweep_id=UUID(made.certificate.sweep))
+        answer = await asyncio.to_thread(
+            openings.answer_of, made, scope, checkpoint, count, bucket=bucket, sealed=self._sealed, keys=self._keys,
+            readers=readers, at=at,
+        )  # fmt: skip
+        return challenge.dump(answer)
 
     def _fetch(self, path: str) -> bytes:
         try:

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from expunge.domain import bundle, canonical, opening, receipt, trust, verification
+from expunge.domain import bundle, canonical, challenge, opening, receipt, trust, verification
 from expunge.domain.errors import ExpungeError, Rejected
 from expunge.domain.opening import ReceiptReport
 from expunge.domain.report import Report
@@ -93,6 +93,13 @@ def verify_any(
     except (OSError, zipfile.BadZipFile) as error:
         raise Rejected("unreadable-bundle", f"expected --sweep and --photo, got {type(error).__name__}") from error
     return opening.verify(data, policy, sweep=files, copy=copy)
+
+
+def verify_challenge(
+    answer: bytes, files: Mapping[str, bytes], policy: Trust, checkpoint: bytes, count: int
+) -> challenge.Answered:  # fmt: skip
+    """Check the answer to a challenge (`domain.challenge`). Raises `Tampered` naming the first thing that is wrong."""
+    return challenge.verify(challenge.parse(answer), files, policy, checkpoint, count)
 
 
 def read_receipt(path: Path) -> bytes | None:

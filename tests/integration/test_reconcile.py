@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,15 +10,17 @@ from uuid import UUID
 
 import pytest
 
-from expunge.adapters.stores.memory import MemoryStore
+from expunge.adapters.stores.memory import MemoryReader, MemoryStore
+from expunge.domain import challenge, note, request
 from expunge.domain import replay as fold
-from expunge.domain import request
-from expunge.domain.errors import Misconfigured
+from expunge.domain.errors import Misconfigured, Rejected, Tampered
 from expunge.domain.statement import Completion, ReconciledCount, Reconciliation
 from expunge.domain.words import Kind, Provision, Role
 from expunge.replay import replay
 from expunge.stages.reconcile import Reconcile
-from tests.coordination import FACES, PHOTOS, SHARDS, THUMBS, Deployment, album, deployed
+from expunge.tasks import run_one
+from expunge.verify import verify_challenge
+from tests.coordination import FACES, ORIGIN, PHOTOS, SHARDS, THUMBS, Deployment, album, deployed
 
 STUDIO = request.BySource(source="studio")
 
@@ -80,7 +83,7 @@ async def test_what_is_missing_and_in_no_sweep_is_a_difference(world: Deployment
 
 async def test_rows_that_go_without_a_sweep_are_a_difference(world: Deployment) -> None:
     await world.seed(*album(1), *album(2))
-    world.sql("delete from artifact where kind = 'embedding' and artifact_id % 2 = 0")
+    world.sql("delete from artifact where kind = 'embedding' and artifact_id %% 2 = 0")
     found = await reconciled(world)
     one = found["studio", Kind.EMBEDDING]
     assert one.difference == one.registered - one.present
@@ -177,3 +180,117 @@ async def test_a_bundle_is_of_its_own_reconciliation(world: Deployment) -> None:
     await world.settle()
     files = await world.reader.certificate(UUID(order.id), Provision.DATA)
     assert files["sweep/statements.jsonl"].count(b"\n") == len(world.logged()) - 1  # all but the batch
+
+
+async def test_what_is_missing_in_an_open_sweep_is_under_way(world: Deployment) -> None:
+    await world.seed(*album(1), *album(2))
+    world.ask(world.deletion(1))
+    await world.settle()
+    world.ask(world.deletion(2))
+    real = world.certify.commit
+
+    async def never(*_: object) -> None:
+        """Certify is late."""
+
+    world.certify.commit = never  # type: ignore[method-assign]
+    await world.settle()
+    found = await reconciled(world)
+    assert {numbers(one) for one in found.values()} == {(8, 4, 4, 0, 0)}
+    world.certify.commit = real  # type: ignore[method-assign]
+    await world.upkeep(age=-1)
+    assert {numbers(one) for one in (await reconciled(world, "later")).values()} == {(8, 8, 0, 0, 0)}
+
+
+async def test_what_goes_during_a_run_is_erased(world: Deployment) -> None:
+    """One person between two pages: before its page, and between looking and asking for the row again."""
+    await world.seed(*album(1), *album(2))
+    world.__dict__["reconcile"] = reconcile = world.reconciler(page=20)
+    once = []
+    look = reconcile._seen
+
+    async def erase(person: int) -> None:
+        world.ask(world.deletion(person))
+        world.__dict__["reconcile"] = world.reconciler()
+        await world.settle()
+
+    def seen(rows: list[tuple[object, ...]]) -> set[tuple[int, int]]:
+        if not once:
+            once.append(1)
+            asyncio.run_coroutine_threadsafe(erase(2), loop).result(60)
+        return look(rows)
+
+    loop = asyncio.get_running_loop()
+    reconcile._seen = seen  # type: ignore[assignment, method-assign]
+    await reconcile.ask("now")
+    assert await run_one(ledger=world.ledger, kinds={"reconcile": reconcile.task}, stop=asyncio.Event())
+    (said,) = world.logged(Reconciliation)
+    assert {numbers(one) for one in said.counts} == {(8, 4, 0, 4, 0)}
+
+
+async def challenged(world: Deployment) -> tuple[request.OrderIssued, dict[str, bytes], bytes]:
+    """An order that was carried out, its bundle, and a checkpoint from after that."""
+    await world.seed(*album(1), *album(2))
+    order = world.order(STUDIO)
+    world.ask(order)
+    await world.settle()
+    await world.approve(order)
+    await world.settle()
+    return order, await world.reader.certificate(UUID(order.id), Provision.DATA), world.tiles.read("checkpoint")
+
+
+async def answer(world: Deployment, order: request.Request, point: bytes, count: int) -> bytes:
+    readers = {name: MemoryReader(space, name, rewrites_unit=False) for name, space in world.spaces.items()}
+    return await world.reader.challenge(
+        UUID(order.id), point, count, trust=world.trust, readers=readers, at=world.clock()
+    )
+
+
+async def test_a_challenge_is_answered_and_checked(world: Deployment) -> None:
+    order, files, point = await challenged(world)
+    data = await answer(world, order, point, 12)
+    found = verify_challenge(data, files, world.trust, point, 12)
+    assert (found.leaves, found.present) == (12, ())
+    world.fill(*album(1))
+    data = await answer(world, order, point, 1000)
+    found = verify_challenge(data, files, world.trust, point, 1000)
+    assert (found.leaves, len(found.present)) == (32, 16)
+
+
+async def test_a_challenge_is_answered_as_it_was_put_or_not_at_all(world: Deployment) -> None:
+    order, files, point = await challenged(world)
+    data = await answer(world, order, point, 3)
+    said = challenge.parse(data)
+    one = said.openings[0]
+
+    def refused(where: str, detail: str, *, count: int = 3, note: bytes = point, **changes: object) -> None:
+        with pytest.raises(Tampered, match=detail) as caught:
+            challenge.verify(said.model_copy(update=changes), files, world.trust, note, count)
+        assert caught.value.where == where
+
+    refused("challenge", "the bundle's order", scope="1" * 64)
+    refused("challenge", "this checkpoint", checkpoint="")
+    refused("challenge", "asks for", count=4)
+    refused("challenge", "asks for", openings=said.openings[1:])
+    wrong = one.model_copy(update={"artifact": one.artifact + 1})
+    refused(f"tree {one.tree} leaf {one.index}", "lead to the root", openings=(wrong, *said.openings[1:]))
+    refused("checkpoint", "expected", note=b"no note")
+    with pytest.raises(Tampered, match="something else"):
+        challenge.parse(b"{}")
+    early = note.sign_checkpoint(note.Checkpoint(ORIGIN, 1, bytes(32)), world._log_key, ORIGIN)
+    refused("checkpoint", "of more than", note=early)
+    with pytest.raises(Tampered):
+        await world.reader.challenge(UUID(order.id), b"x", 3, trust=world.trust, readers={}, at=world.clock())
+    for count in (0, challenge.MOST + 1):
+        with pytest.raises(Rejected, match="count from 1"):
+            await answer(world, order, point, count)
+    with pytest.raises(Rejected, match="a reader of store"):
+        await world.reader.challenge(UUID(order.id), point, 3, trust=world.trust, readers={}, at=world.clock())
+
+
+async def test_a_shared_sweep_is_not_opened(world: Deployment) -> None:
+    await world.seed(*album(1), *album(2))
+    asked, other = world.deletion(1), world.deletion(2)
+    world.ask(asked, other)
+    await world.settle()
+    with pytest.raises(Rejected, match="expected an order"):
+        await answer(world, asked, world.tiles.read("checkpoint"), 3)

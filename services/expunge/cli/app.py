@@ -14,7 +14,7 @@ from typing import Annotated, Final
 import typer
 
 from expunge import __version__
-from expunge.cli import disclose, evidence, keys, log, models, operate, receipt, requests
+from expunge.cli import disclose, evidence, keys, log, models, operate, receipt, reconcile, requests
 from expunge.cli.console import Exit, error_line
 from expunge.domain.errors import ExpungeError, Misconfigured, Rejected, Retryable
 
@@ -71,6 +71,7 @@ def build(flags: _Flags) -> typer.Typer:
     evidence.add(app)
     receipt.add(app)
     disclose.add(app)
+    reconcile.add(app)
     app.add_typer(models.commands(), name="models")
     app.add_typer(keys.commands(), name="keys")
     log.add(app)
