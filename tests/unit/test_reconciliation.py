@@ -17,7 +17,7 @@ EVEN = reconciliation.counted("studio", Kind.IMAGE, registered=1, erased=1, unde
 
 
 def said(*counts: ReconciledCount, **changes: Any) -> Reconciliation:
-    values = {"log_size": 1, "part": 0, "parts": 1, "counts": counts, "sweep": None, "at": START}
+    values: dict[str, Any] = {"log_size": 1, "part": 0, "parts": 1, "counts": counts, "sweep": None, "at": START}
     return Reconciliation(**(values | changes))
 
 
