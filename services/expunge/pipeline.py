@@ -107,6 +107,7 @@ PIPELINE: Final = (
         "account for every artifact of every request, seal completion rounds, drop the rows about a person",
         (events.CertificateIssued, events.RequestCompleted),
     ),
+    Stage("reconcile", (), "count what came in, was erased and is in the stores: daily, and after every order", ()),
     Stage("audit", (), "replay the log, compare it with the rows", (events.AuditPassed, events.AuditFailed)),
 )
 
@@ -123,7 +124,7 @@ WORKERS: Final = {
         Worker("purge", ("purge",), (PURGE,), "delete in object stores"),
         Worker("invalidate", ("invalidate",), (INVALIDATE,), "delete in indexes"),
         Worker("retrain", ("retrain",), (RETRAIN,), "model store"),
-        Worker("rescan", ("rescan",), (RESCAN,), "read stores, nothing else"),
+        Worker("rescan", ("rescan", "reconcile"), (RESCAN,), "read stores, nothing else"),
         Worker("audit", ("audit",), (), "read the log"),
     )
 }
