@@ -15,7 +15,10 @@ import pyrage
 import pytest
 import scitt_cose
 
+from expunge import readside
 from expunge.adapters.ledger.postgres import migrate
+from expunge.adapters.stores import table
+from expunge.adapters.stores.memory import MemoryReader, Space
 from expunge.cli.app import main
 from expunge.cli.console import Exit
 from expunge.domain import bundle, dsse, statement, trust
@@ -23,7 +26,7 @@ from expunge.domain.request import BySource
 from expunge.domain.statement import KeyDestroyed, KeyEvent
 from expunge.settings import Settings
 from expunge.wiring import Deployment
-from tests.coordination import ANN, BOB, ORIGIN, START, album, content, deployed
+from tests.coordination import ANN, BOB, ORIGIN, REWRITES, START, album, content, deployed
 
 AUDIENCE = ORIGIN.removesuffix("/log")
 
@@ -84,8 +87,10 @@ class Past:
 
 
 @pytest.fixture
-def past(deployment: Deployment, tmp_path: Path) -> Past:
-    return Past(deployment, tmp_path)
+def past(deployment: Deployment, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Past:
+    made = Past(deployment, tmp_path)
+    capsys.readouterr()  # what tasks logged meanwhile is no answer
+    return made
 
 
 def logged(deployment: Deployment, kind: type) -> list[Any]:
@@ -201,3 +206,41 @@ def test_keys_are_listed_rotated_and_revoked(ask: Ask, deployment: Deployment, t
     for wrong in (("rotate", "--role", "king"), ("revoke", "0" * 64)):
         ask("keys", *wrong, code=Exit.USAGE)
     ask("keys", "rotate", "--role", "log", code=Exit.CONFIGURATION)
+
+
+def test_a_challenge_is_answered_and_checked_by_command(
+    ask: Ask, past: Past, deployment: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    point, answer = tmp_path / "checkpoint", tmp_path / "answer.json"
+    point.write_bytes(deployment.tiles.read("checkpoint"))
+    drawn = ("--checkpoint-file", point, "--count", 5)
+    policy = trust.parse((tmp_path / "trust.json").read_bytes())
+
+    async def pinned(_: Deployment) -> trust.Trust:
+        return policy
+
+    monkeypatch.setattr(readside, "trusted", pinned)
+    spaces = dict.fromkeys(REWRITES, Space())
+    monkeypatch.setattr(table, "open_reader", lambda _, name: MemoryReader(spaces[name], name, rewrites_unit=False))
+    monkeypatch.setenv("EXPUNGE_STORES", json.dumps(dict.fromkeys(REWRITES, "file:///none")))
+    made = ask("challenge", past.order, *drawn, "--out", answer)
+    assert (made["leaves"], made["present"]) == (5, 0)
+    ask("challenge", past.order, *drawn, "--out", answer, code=Exit.USAGE)  # never overwritten
+    ask("certificate", past.order, "--out", tmp_path / "order.zip")
+    beside = ("--bundle", tmp_path / "order.zip", "--trust", tmp_path / "trust.json")
+    found = ask("answered", answer, *beside, *drawn)
+    assert (found["leaves"], found["present"]) == (5, 0)
+    ask("answered", tmp_path / "nothing", *beside, *drawn, code=Exit.USAGE)
+    ask("answered", answer, *beside, "--checkpoint-file", point, "--count", 6, code=Exit.NEGATIVE)
+
+
+def test_a_reconciliation_is_waited_for(ask: Ask, past: Past, deployment: Deployment) -> None:
+    assert past.order
+    ask("reconcile", "--wait", 0, code=Exit.UNREACHABLE)  # no worker runs here
+    with psycopg.connect(deployment.settings.database, autocommit=True) as connection:
+        connection.execute(
+            "create function done() returns trigger language plpgsql as"
+            " 'begin new.done_at := clock_timestamp(); return new; end'"
+        )
+        connection.execute("create trigger done before insert on task for each row execute function done()")
+    assert ask("reconcile", "--source", "studio") == {"counts": []}
