@@ -9,15 +9,30 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import date, datetime
+from functools import partial
+from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
 
 from expunge import openings, replay
 from expunge.adapters.ledger.postgres import PostgresLedger
-from expunge.domain import attestation, bundle, certificate, challenge, evidence, leaf, merkle, note, statement, tiles
+from expunge.domain import (
+    attestation,
+    bundle,
+    certificate,
+    challenge,
+    evidence,
+    folded,
+    leaf,
+    merkle,
+    note,
+    statement,
+    tiles,
+)
 from expunge.domain.dsse import PublicKey
 from expunge.domain.errors import Rejected, Retryable, Tampered
 from expunge.domain.limits import CHUNK_LEAVES
@@ -242,7 +257,7 @@ async def register_keys(
     """Let these keys sign requests: role, name, public half, scope. A key that is registered stays as it is; how many
     are new."""
     listed = list(keys)
-    async with _opened(deployment.ledger) as ledger, ledger.transaction() as tx:
+    async with opened(deployment.ledger) as ledger, ledger.transaction() as tx:
         return await tx.execute(
             "readside_put_keys",
             ids=[public.key_id for _, _, public, _ in listed],
@@ -256,7 +271,8 @@ async def register_keys(
 
 async def trusted(deployment: Deployment) -> Trust:
     """The policy of this deployment's own keys and of the approvers that it knows. An auditor keeps one of their own."""
-    async with _opened(deployment.ledger) as ledger, ledger.transaction() as tx:
+    own = PostgresLedger(deployment.settings.database)  # the deployment's can be opened once
+    async with opened(own) as ledger, ledger.transaction() as tx:
         rows = await tx.fetch("readside_approvers")
     approvers = [
         TrustedKey(
@@ -275,28 +291,43 @@ def _instant(at: datetime | None) -> str | None:
     return None if at is None else at.isoformat().replace("+00:00", "Z")
 
 
-async def replay_into(deployment: Deployment, dsn: str | None, trust: Trust, *, compare: bool) -> dict[str, Any]:
-    """Replay the log, into an empty database if `dsn` names one, and compare with the live system if asked.
+async def replay_into(
+    deployment: Deployment,
+    dsn: str | None,
+    trust: Trust,
+    *,
+    compare: bool,
+    until: int | None = None,
+    resume: Path | None = None,
+    progress: replay.Progress = lambda _done, _all: None,
+) -> dict[str, Any]:
+    """Replay the log, or its first `until` entries, into an empty database if `dsn` names one, and compare with the live
+    system if asked. `resume`: a file of the reader's own, where a run that was ended goes on.
 
-    Public state always, sealed state while keys live. Raises `Tampered` for a log that does not verify,
-    `Rejected("not-empty")`.
+    Public state always, sealed state while keys live. Raises `Tampered` for a log that does not verify, `Rejected`:
+    `not-empty`, `other-replay`, `unwritable`.
     """
-    found = await asyncio.to_thread(replay.replay, deployment.tiles, trust)
-    opened = await asyncio.to_thread(replay.sealed, found.state, deployment.sealed, deployment.keys)
+    earlier = None if resume is None else await asyncio.to_thread(_saved, resume)
+    save = None if resume is None else partial(_save, resume)
+    found = await asyncio.to_thread(
+        replay.replay, deployment.tiles, trust, until=until, resume=earlier, save=save, progress=progress
+    )
+    unsealed = await asyncio.to_thread(replay.sealed, found.state, deployment.sealed, deployment.keys)
     if dsn is not None:
-        async with _opened(PostgresLedger(dsn, application="expunge-replay")) as into:
-            await replay.store(found, into, opened)
+        async with opened(PostgresLedger(dsn, application="expunge-replay")) as into:
+            await replay.store(found, into, unsealed)
     differences = []
     if compare:
-        async with _opened(PostgresLedger(deployment.settings.database, application="expunge-replay")) as live:
-            differences = await replay.compare(found, live, opened)
+        async with opened(PostgresLedger(deployment.settings.database, application="expunge-replay")) as live:
+            differences = await replay.compare(found, live, unsealed)
     return {
         "origin": found.checkpoint.origin,
         "entries": found.checkpoint.size,
+        "read": found.state.size,
         "root": found.checkpoint.root.hex(),
         "sweeps": len(found.state.sweeps),
-        "sealed_requests": len(opened.results),
-        "closed": len(opened.closed),
+        "sealed_requests": len(unsealed.results),
+        "closed": len(unsealed.closed),
         "unreconciled": [
             {"source": one.source, "kind": one.kind.value, "difference": one.difference}
             for one in found.state.differences()
@@ -307,8 +338,22 @@ async def replay_into(deployment: Deployment, dsn: str | None, trust: Trust, *, 
     }
 
 
+def _saved(path: Path) -> folded.Folded | None:
+    return folded.load(path.read_bytes()) if path.exists() else None
+
+
+def _save(path: Path, state: folded.Folded) -> None:
+    part = path.with_name(f"{path.name}.part")
+    try:
+        part.write_bytes(folded.dump(state))
+        part.rename(path)
+    except OSError as error:
+        raise Rejected("unwritable", f"expected to write --resume, got {os.strerror(error.errno or 0)}") from error
+
+
 @asynccontextmanager
-async def _opened(ledger: PostgresLedger) -> AsyncIterator[PostgresLedger]:
+async def opened(ledger: PostgresLedger) -> AsyncIterator[PostgresLedger]:
+    """The ledger, open for as long as this lasts."""
     await ledger.open()
     try:
         yield ledger
@@ -319,5 +364,5 @@ async def _opened(ledger: PostgresLedger) -> AsyncIterator[PostgresLedger]:
 @asynccontextmanager
 async def reader(deployment: Deployment) -> AsyncIterator[Reader]:
     """A reader of this deployment, while it is open."""
-    async with _opened(deployment.ledger) as ledger:
+    async with opened(deployment.ledger) as ledger:
         yield Reader(ledger=ledger, sealed=deployment.sealed, keys=deployment.keys, tiles=deployment.tiles)

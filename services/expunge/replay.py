@@ -21,19 +21,25 @@ from expunge.domain import canonical, dsse, evidence, merkle, note, statement, t
 from expunge.domain import replay as fold
 from expunge.domain.certificate import Claim, leaf, result_of
 from expunge.domain.errors import Rejected, Tampered
+from expunge.domain.folded import Folded
 from expunge.domain.leaf import NONCE_BYTES, derive_key, nonces
 from expunge.domain.merkle import HASH_BYTES
 from expunge.domain.replay import State, SweepState
 from expunge.domain.scopefile import ScopeFile, unpack_columns, unpack_strings
 from expunge.domain.trust import Trust
+from expunge.domain.trust import dump as dump_policy
 from expunge.domain.words import ModelStatus, Outcome, Provision
 from expunge.ports import KeyStore, Ledger, SealedStore, TileStore, Tx
 
 AsyncDifferences: TypeAlias = "AsyncIterator[Difference]"
 Progress = Callable[[int, int], None]
 """Told entries done and entries in all, now and then."""
+Observer = Callable[[int, "statement.Predicate"], None]
+"""Told each statement with its log index, verified and folded, in order."""
 
 PROGRESS_ENTRIES: Final = 1024
+SAVE_ENTRIES: Final = 1 << 16
+"""How often a state is offered for saving: seconds of work."""
 PAGE: Final = 10_000
 """Log rows compared at once."""
 
@@ -69,29 +75,47 @@ class Difference:
 
 
 def replay(
-    store: TileStore, trust: Trust, *, until: int | None = None, progress: Progress = lambda _done, _all: None
+    store: TileStore,
+    trust: Trust,
+    *,
+    until: int | None = None,
+    progress: Progress = lambda _done, _all: None,
+    observe: Observer = lambda _index, _predicate: None,
+    resume: Folded | None = None,
+    save: Callable[[Folded], None] | None = None,
 ) -> Replayed:
-    """Verify the log and fold it. Blocking. `until`: fold only that many entries (all are hashed).
+    """Verify the log and fold it. Blocking. `until`: fold only that many entries (all are hashed). `resume`: what an
+    earlier run saved, whose entries are neither read nor observed again; `save`: given the state now and then.
 
     1. checkpoint: signature and origin, 2. entries hash to its root and to every tile, 3. each statement is
-    signed under its role, 4. fold. Raises `Tampered` at the first thing that is wrong.
+    signed under its role, 4. fold. Raises `Tampered` at the first thing that is wrong; `Rejected("other-replay")` where
+    `resume` is of another log or policy, or beyond `until`.
     """
     fetch = fetcher(store)
+    policy = hashlib.sha256(dump_policy(trust)).hexdigest()
     # 1
     checkpoint = open_checkpoint(store, trust)
+    end = checkpoint.size if until is None else min(until, checkpoint.size)
+    done = resume or Folded(trust.origin, policy, State(), b"")
+    if (done.origin, done.policy) != (trust.origin, policy) or done.state.size > end:
+        raise Rejected("other-replay", f"expected a state of this log and policy within {end} entries, got another")
     # 2
-    hashes = b"".join(merkle.leaf_hash(entry) for _, entry in fold.entries(0, checkpoint.size, fetch))
+    state, start = done.state, done.state.size
+    added = b"".join(merkle.leaf_hash(entry) for _, entry in fold.entries(start, checkpoint.size, fetch))
+    hashes = done.hashes + added
     if merkle.root(hashes) != checkpoint.root:
         raise Tampered("log", "expected entries that hash to the checkpoint's root, got others")
     check_tiles(hashes, fetch)
     # 3, 4
-    state = State()
-    end = checkpoint.size if until is None else min(until, checkpoint.size)
-    for index, entry in islice(fold.entries(0, checkpoint.size, fetch), end):
-        apply(state, index, entry, trust)
+    for index, entry in islice(fold.entries(start, checkpoint.size, fetch), end - start):
+        observe(index, apply(state, index, entry, trust))
         if index % PROGRESS_ENTRIES == 0:
             progress(index, end)
+        if save is not None and state.size % SAVE_ENTRIES == 0:
+            save(Folded(trust.origin, policy, state, hashes[: state.size * HASH_BYTES]))
     progress(end, end)
+    if save is not None:
+        save(Folded(trust.origin, policy, state, hashes[: state.size * HASH_BYTES]))
     return Replayed(checkpoint, hashes, state)
 
 
@@ -136,8 +160,8 @@ def _full(path: str, fetch: tiles.Fetch) -> bytes:
         raise Tampered(path, "expected this tile of the log, got none") from error
 
 
-def apply(state: State, index: int, entry: bytes, trust: Trust) -> None:
-    """Verify one log entry and fold it."""
+def apply(state: State, index: int, entry: bytes, trust: Trust) -> statement.Predicate:
+    """Verify one log entry and fold it; what it says."""
     where = f"log index {index}"
     try:
         envelope = dsse.parse(entry)
@@ -146,6 +170,7 @@ def apply(state: State, index: int, entry: bytes, trust: Trust) -> None:
         raise Tampered(where, str(error)) from error
     digest = evidence.check_signature(envelope, predicate, trust, fold.scope_time(state, predicate), where, index=index)
     fold.fold(state, index, digest, predicate)
+    return predicate
 
 
 # Sealed state

@@ -18,12 +18,12 @@ from expunge.adapters.keys.memory import MemoryKeys
 from expunge.adapters.ledger.postgres import PostgresLedger, migrate
 from expunge.adapters.log.memory import MemoryTiles
 from expunge.adapters.sealed.memory import MemorySealed
-from expunge.domain import certificate, merkle, scopefile, statement, tiles
+from expunge.domain import certificate, folded, merkle, scopefile, statement, tiles
 from expunge.domain.dsse import parse
 from expunge.domain.errors import Rejected, Tampered
 from expunge.domain.events import AuditFailed, AuditPassed
 from expunge.domain.leaf import derive_key, nonces
-from expunge.domain.statement import Scope
+from expunge.domain.statement import Predicate, Scope
 from expunge.domain.trust import Trust
 from expunge.domain.words import Outcome
 from expunge.replay import Replayed
@@ -165,6 +165,35 @@ async def test_progress_is_told_and_a_position_can_be_chosen(live: Deployment) -
     early = live.replayed(until=2)
     assert early.state.size == 2
     assert not early.state.sweeps[SWEEP].rounds
+
+
+async def test_a_run_that_was_ended_goes_on_where_it_stopped(live: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "SAVE_ENTRIES", 2)
+    whole, saved = live.replayed(), list[bytes]()
+    assert replay.replay(live.tiles, live.trust, save=lambda one: saved.append(folded.dump(one))) == whole
+    assert len(saved) > 5
+    for data in saved:
+        seen: dict[int, Predicate] = {}
+        early = folded.load(data)
+        size = early.state.size
+        assert replay.replay(live.tiles, live.trust, resume=early, observe=seen.__setitem__) == whole
+        assert list(seen) == list(range(size, whole.checkpoint.size))
+
+
+async def test_a_saved_state_of_another_log_policy_or_position_is_refused(live: Deployment) -> None:
+    saved: list[bytes] = []
+    replay.replay(live.tiles, live.trust, until=4, save=lambda one: saved.append(folded.dump(one)))
+    with pytest.raises(Rejected, match="another"):
+        replay.replay(live.tiles, live.trust, until=3, resume=folded.load(saved[0]))
+    fewer = trust(log_key=live.trust.log_key, keys=live.trust.keys[1:])
+    with pytest.raises(Rejected, match="another"):
+        replay.replay(live.tiles, fewer, resume=folded.load(saved[0]))
+    # The log was rewritten under what had been read: its root does not follow from it any more.
+    entries = live.built.log.entries
+    live.built.log.entries = [*entries[1:2], *entries[:1], *entries[2:]]
+    live.tiles = publish(live.built.log)
+    with pytest.raises(Tampered, match="checkpoint's root"):
+        replay.replay(live.tiles, live.trust, resume=folded.load(saved[0]))
 
 
 Bend = tuple[str, list[tuple[str, str]]]

@@ -14,7 +14,7 @@ from typing import Annotated, Final
 import typer
 
 from expunge import __version__
-from expunge.cli import disclose, evidence, keys, log, models, operate, receipt, reconcile, requests
+from expunge.cli import audit, disclose, evidence, keys, log, models, operate, receipt, reconcile, requests
 from expunge.cli.console import Exit, error_line
 from expunge.domain.errors import ExpungeError, Misconfigured, Rejected, Retryable
 
@@ -70,6 +70,7 @@ def build(flags: _Flags) -> typer.Typer:
     app.add_typer(requests.commands(), name="request")
     evidence.add(app)
     receipt.add(app)
+    app.add_typer(audit.commands(), name="audit")
     disclose.add(app)
     reconcile.add(app)
     app.add_typer(models.commands(), name="models")

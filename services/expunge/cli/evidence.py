@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from expunge.cli.console import AsJson, AsJsonLines, Exit, document, finish, say, table
+from expunge.cli.console import AsJson, AsJsonLines, Exit, document, finish, progress, say, table
 from expunge.domain.errors import Rejected
 
 if TYPE_CHECKING:
@@ -156,6 +156,8 @@ def _replay(app: typer.Typer) -> None:
     def replay(
         into: Annotated[str | None, typer.Option("--into", metavar="DSN", help="an empty database to fill")] = None,
         trust: Annotated[Path | None, typer.Option("--trust", help="policy file; the deployment's own keys if absent")] = None,
+        until: Annotated[int | None, typer.Option("--until", min=0, help="only the log's first N entries")] = None,
+        resume: Annotated[Path | None, typer.Option("--resume", help="your own file: a run that was ended goes on")] = None,
         *,
         compare: Annotated[bool, typer.Option("--compare", help="compare with the live system")] = False,
         as_json: AsJson = False,
@@ -167,11 +169,15 @@ def _replay(app: typer.Typer) -> None:
         from expunge.verify import read_trust
 
         policy = read_trust(trust) if trust is not None else asyncio.run(trusted(found))
-        result = asyncio.run(replay_into(found, into, policy, compare=compare))
+        with progress("log entries") as tell:
+            result = asyncio.run(
+                replay_into(found, into, policy, compare=compare, until=until, resume=resume, progress=tell)
+            )
         if as_json:
             document(result)
         else:
-            say(f"{result['entries']} entries of {result['origin']} verified, {result['sweeps']} sweeps")
+            of = "" if result["read"] == result["entries"] else f", the first {result['read']} read"
+            say(f"{result['entries']} entries of {result['origin']} verified{of}, {result['sweeps']} sweeps")
             for one in result["unreconciled"]:
                 say(f"  reconciliation: {one['kind']} from {one['source']} differs by {one['difference']}")
             if compare:

@@ -34,7 +34,14 @@ from unnest(%(ids)s::uuid[], %(results)s::text[], %(digests)s::bytea[], %(positi
 update request r set data_result = t.result, data_round = %(round)s, state = t.state,
     models_result = case when t.state = 'completed' then 'complete' else r.models_result end,
     subject_ref = case when t.result = 'complete' then null else r.subject_ref end,
-    body = case when t.result = 'complete' then ''::bytea else r.body end,
+    -- Reports say what an order demanded, and of how many people: who they are goes.
+    body = case when t.result <> 'complete' then r.body
+                when r.type <> 'expunge.request.order.v1' then ''::bytea
+                when convert_from(r.body, 'UTF8')::jsonb #> '{selection,subjects}' is null then r.body
+                else convert_to(jsonb_set(convert_from(r.body, 'UTF8')::jsonb, '{selection}', jsonb_build_object(
+                         'by', 'list', 'people',
+                         jsonb_array_length(convert_from(r.body, 'UTF8')::jsonb #> '{selection,subjects}')))::text, 'UTF8')
+           end,
     moved_at = clock_timestamp()
 from unnest(%(ids)s::uuid[], %(results)s::text[], %(states)s::text[]) as t(request_id, result, state)
 where r.request_id = t.request_id
