@@ -103,8 +103,8 @@ def _harmless(cell: Cell) -> Cell:
 
 
 def instant(at: datetime | None) -> str | None:
-    """ISO 8601 in UTC, with `Z`."""
-    return None if at is None else at.isoformat().replace("+00:00", "Z")
+    """ISO 8601 in UTC, whole seconds, with `Z`."""
+    return None if at is None else at.isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 FORMS: Final[Mapping[str, Callable[[Report], dict[str, bytes]]]] = {
