@@ -408,7 +408,8 @@ class Deployment:
     def trust_party(self, party: Party, role: Role, *, valid_from: datetime | None = None, **scope: object) -> None:
         """Register a party's key."""
         self.sql(
-            "insert into trusted_key (key_id, role, name, public, scope, valid_from) values (%s, %s, %s, %s, %s, %s)",
+            "insert into trusted_key (key_id, role, name, public, scope, valid_from) values (%s, %s, %s, %s, %s, %s)"
+            " on conflict do nothing",
             party.key.key_id, role, party.name, party.key.public.raw, psycopg.types.json.Jsonb(scope),
             valid_from or START - timedelta(days=1),
         )  # fmt: skip

@@ -147,7 +147,7 @@ async def test_what_is_authentic_and_wrong_is_rejected_and_the_next_is_processed
 async def test_scope_sources_purposes_and_quota_are_checked(world: Deployment) -> None:
     await world.seed(*album(1), *album(2), *album(3))
     few = Party.named("few")
-    world.trust_party(few, Role.PUBLISHER, quota=2, purposes=["training"], sources=["studio"])
+    world.trust_party(few, Role.PUBLISHER, purposes=["training"], sources=["studio"])
     unknown = world.order(request.BySource(source="nowhere"))
     purpose = world.withdrawal(1, "newsletter")
     await world.take(unknown, purpose)
@@ -155,10 +155,31 @@ async def test_scope_sources_purposes_and_quota_are_checked(world: Deployment) -
     kind = world.withdrawal(1)
     await world.take(kind, by=NARROW)
     assert world.codes(kind) == ["out-of-key-scope"]
-    other: list[request.Request] = [world.withdrawal(1, "account"), world.order(request.BySource(source="partner"))]
-    await world.take(*other, by=few)
-    assert [world.codes(one) for one in other] == [["out-of-key-scope"]] * 2
+    day, people = world.clock.now.date(), (subject(1),)
+    more: list[request.Request] = [
+        world.withdrawal(1, "account"),
+        world.deletion(1),  # all purposes
+        world.order(request.BySource(source="partner")),
+        world.order(request.BySource(source="studio")),  # all purposes of it
+        world.order(request.ByPeriod(start=day, end=day + timedelta(days=1))),  # of all sources
+        world.order(request.ByList(subjects=people)),
+        world.order(request.BySuppressed()),
+        request.RetentionExpired(**world.common(subject_ref=subject(1))),
+        request.RetentionExpired(**world.common(subject_ref=subject(1), purposes=("account",))),
+    ]
+    await world.take(*more, by=few)
+    assert [world.codes(one) for one in more] == [["out-of-key-scope"]] * len(more)
+    one_source = Party.named("one source")
+    world.trust_party(one_source, Role.PUBLISHER, sources=["studio"])
+    allowed, period = (
+        world.order(one)
+        for one in (request.BySource(source="studio"), request.ByPeriod(start=day, end=day + timedelta(days=1)))
+    )
+    await world.take(allowed, period, by=one_source)
+    assert (world.codes(allowed), world.codes(period)) == ([], ["out-of-key-scope"])
     three = [world.deletion(person) for person in (1, 2, 3)]
+    few = Party.named("only few")
+    world.trust_party(few, Role.PUBLISHER, quota=2)
     await world.take(*three, by=few)
     assert [world.state(one) for one in three] == ["accepted", "accepted", None]
     assert world.codes(three[2]) == ["over-quota"]

@@ -14,7 +14,7 @@ from typing import Annotated, Final
 import typer
 
 from expunge import __version__
-from expunge.cli import audit, disclose, evidence, keys, log, models, operate, receipt, reconcile, requests
+from expunge.cli import audit, backup, disclose, evidence, keys, log, models, operate, receipt, reconcile, requests
 from expunge.cli.console import Exit, error_line
 from expunge.domain.errors import ExpungeError, Misconfigured, Rejected, Retryable
 
@@ -71,6 +71,7 @@ def build(flags: _Flags) -> typer.Typer:
     evidence.add(app)
     receipt.add(app)
     app.add_typer(audit.commands(), name="audit")
+    app.add_typer(backup.commands(), name="backup")
     disclose.add(app)
     reconcile.add(app)
     app.add_typer(models.commands(), name="models")

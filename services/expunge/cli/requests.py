@@ -179,11 +179,13 @@ def _orders(group: typer.Typer) -> None:
         start: Annotated[datetime | None, typer.Option("--from", help="acquired from this day on")] = None,
         end: Annotated[datetime | None, typer.Option("--before", help="and before this one")] = None,
         subjects: Annotated[Path | None, typer.Option("--subjects", help="file with a subject_ref per line")] = None,
-        key: Key = None, kafka: Kafka = None, audience: Audience = None, *, as_json: AsJson = False,
+        key: Key = None, kafka: Kafka = None, audience: Audience = None, *,
+        suppressed: Annotated[bool, typer.Option("--suppressed", help="what came back with an old backup")] = False,
+        as_json: AsJson = False,
     ) -> None:  # fmt: skip
         from expunge.domain.request import Authority
 
-        selection = _selection(source, start and start.date(), end and end.date(), subjects)
+        selection = _selection(source, start and start.date(), end and end.date(), subjects, suppressed=suppressed)
         data_by = _required(data_deadline)
         provisions = _provisions(data_by, _utc(models_deadline) or data_by + MODELS_AFTER, remedy)
         _publish(
@@ -253,9 +255,15 @@ def _publish(connection: Connection, ask: Callable[[Publisher], RequestId], *, a
         say(request_id)
 
 
-def _selection(source: str | None, start: date | None, end: date | None, subjects: Path | None) -> Selection:
-    from expunge.domain.request import ByList, ByPeriod, BySource
+def _selection(
+    source: str | None, start: date | None, end: date | None, subjects: Path | None, *, suppressed: bool = False
+) -> Selection:  # fmt: skip
+    from expunge.domain.request import ByList, ByPeriod, BySource, BySuppressed
 
+    if suppressed:
+        if source or start or end or subjects:
+            raise typer.BadParameter("expected --suppressed alone")
+        return BySuppressed()
     if subjects is not None:
         if source or start or end:
             raise typer.BadParameter("expected --subjects alone")
@@ -263,7 +271,7 @@ def _selection(source: str | None, start: date | None, end: date | None, subject
     if start is not None and end is not None:
         return _made(lambda: ByPeriod(source=source, start=start, end=end))
     if source is None or start or end:
-        raise typer.BadParameter("expected --source, --from with --before, or --subjects")
+        raise typer.BadParameter("expected --source, --from with --before, --subjects, or --suppressed")
     return _made(lambda: BySource(source=source))
 
 

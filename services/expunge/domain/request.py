@@ -222,6 +222,13 @@ class ByList(Message):
     ]
 
 
+class BySuppressed(Message):
+    """What the suppression journal says must not be here: every image whose digest, or one of whose people, was erased or
+    is to be. After an older backup was restored, that is what came back with it."""
+
+    by: Literal["suppressed"] = "suppressed"
+
+
 class OrderProvision(Message):
     """One numbered demand of an order. `remedy`: what to do about tainted models; none for data."""
 
@@ -304,7 +311,7 @@ class ConsentWithdrawn(_Signed):
     received_at: Time
 
 
-Selection: TypeAlias = Annotated[BySource | ByPeriod | ByList, Field(discriminator="by")]
+Selection: TypeAlias = Annotated[BySource | ByPeriod | ByList | BySuppressed, Field(discriminator="by")]
 HoldTarget: TypeAlias = Annotated[BySubject | BySource, Field(discriminator="by")]
 
 

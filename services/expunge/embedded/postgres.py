@@ -229,6 +229,11 @@ def _identity(directory: Path) -> Identity | None:
     return Identity(owner.st_uid, owner.st_gid)
 
 
+def programs() -> Path:
+    """The folder of PostgreSQL's programs (pg_dump, psql ...), for who we are. Raises `Misconfigured`."""
+    return _programs(None)
+
+
 def _programs(identity: Identity | None) -> Path:
     """The folder of PostgreSQL's programs, in a place from which `identity` can run them."""
     # Found without importing it: the wheel's own module takes locks and makes folders on import.

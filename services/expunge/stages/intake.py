@@ -577,8 +577,14 @@ def _asked(one: Request) -> dict[str, set[str]]:
     match one:
         case ConsentGiven(purposes=purposes) | ConsentWithdrawn(purposes=purposes):
             asked["purposes"] = set(purposes)
-        case OrderIssued(selection=selection) if getattr(selection, "source", None) is not None:
-            asked["sources"] = {str(getattr(selection, "source", ""))}
+        case DeletionRequested() | RetentionExpired(purposes=None):
+            asked["purposes"] = {EVERYTHING}
+        case RetentionExpired(purposes=tuple(purposes)):
+            asked["purposes"] = set(purposes)
+        case OrderIssued(selection=selection):
+            # What names no source takes from all: a key for some may not ask for it.
+            asked["sources"] = {getattr(selection, "source", None) or EVERYTHING}
+            asked["purposes"] = {EVERYTHING}
         case HoldPlaced(target=BySource(source=source)):
             asked["sources"] = {source}
     return asked

@@ -25,13 +25,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pyroaring import BitMap64
 
+from expunge import restored
 from expunge.chunks.spool import Spool
 from expunge.domain import certificate, merkle, scopefile, statement, suppression
 from expunge.domain import sweep as sweeps
 from expunge.domain.leaf import LEAF_BYTES, NO_DIGEST, derive_key, nonces, pack_leaves
 from expunge.domain.limits import CHUNK_LEAVES
 from expunge.domain.policy import Policy
-from expunge.domain.request import ByList, ByPeriod, BySource, OrderIssued, parse_request
+from expunge.domain.request import ByList, ByPeriod, BySource, BySuppressed, OrderIssued, parse_request
 from expunge.domain.statement import PAYLOAD_TYPE
 from expunge.domain.sweep import ALL_PURPOSES, I64
 from expunge.domain.words import Kind
@@ -319,8 +320,14 @@ class Plan:
                     rows = await tx.fetch("plan_ordinals_of_period", source=source, start=start, end=end)
                 case ByList(subjects=subjects):
                     rows = await tx.fetch("plan_ordinals_of_subjects", subjects=list(subjects))
+                case BySuppressed():
+                    return await self._suppressed_images(tx), None
         ((packed,),) = rows
         return np.frombuffer(packed or b"", ">i8").astype(np.int64), source
+
+    async def _suppressed_images(self, tx: Tx) -> I64:
+        records, _rest = await asyncio.to_thread(lambda: suppression.decode(self._journal.read()))
+        return await restored.images(tx, self._journal.key, restored.Standing.of(records))
 
     async def _seal(self, tx: Tx, claimed: Claimed, pages: AsyncIterator[Page]) -> UUID:
         at = statement.instant(self._clock())

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Mapping
 from typing import Final
 
-from kafka import KafkaAdminClient
+from kafka import KafkaAdminClient, KafkaConsumer, OffsetAndMetadata, TopicPartition
 from kafka.errors import KafkaError, TopicAlreadyExistsError
 
 from expunge.domain.errors import Misconfigured, Retryable
@@ -53,3 +54,23 @@ def create_topics(bootstrap: str, replication: int) -> list[str]:
     except KafkaError as error:
         raise Retryable(f"expected Kafka to answer, got {type(error).__name__}") from error
     return made
+
+
+def set_offsets(bootstrap: str, offsets: Mapping[tuple[str, str, int], int]) -> None:
+    """Set where consumer groups go on: by group, topic and partition. No member of a group may run. Raises `Retryable`
+    where the broker does not take it."""
+    expect_answer(bootstrap)
+    groups = {group for group, _, _ in offsets}
+    try:
+        for group in sorted(groups):
+            consumer = KafkaConsumer(bootstrap_servers=bootstrap, group_id=group, enable_auto_commit=False)
+            try:
+                wanted = {TopicPartition(topic, part): at for (of, topic, part), at in offsets.items() if of == group}
+                consumer.assign(list(wanted))
+                consumer.commit({place: OffsetAndMetadata(at, "", -1) for place, at in wanted.items()})
+            finally:
+                consumer.close()
+    except KafkaError as error:
+        raise Retryable(
+            f"expected the broker to take offsets of stopped workers, got {type(error).__name__}"
+        ) from error
