@@ -14,6 +14,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from expunge.embedded import kafka, postgres
+from tests import adversary
 
 EXTERNAL_POSTGRES = os.environ.get("EXPUNGE_TEST_POSTGRES")
 """A DSN whose role may create databases and the extension `vector`."""
@@ -46,6 +47,25 @@ def pytest_report_header() -> list[str]:
         f"postgresql: {'external' if EXTERNAL_POSTGRES else f'{postgres.version()} (embedded)'}",
         f"kafka: {'external' if EXTERNAL_KAFKA else f'{kafka.DEFAULT_VERSION} (embedded)'}",
     ]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--mutations", action="store_true", help="list what was bent in evidence and refused, by class")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    adversary.begin(item.name)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if not adversary.REFUSED:
+        return
+    total, classes = adversary.REFUSED.total(), len(adversary.REFUSED)
+    terminalreporter.write_line(f"evidence: {total} mutations in {classes} classes tried, all refused")
+    for name, count in adversary.REFUSED.items() if config.getoption("mutations") else ():
+        terminalreporter.write_line(f"{count:8} {name}")
+    for name, count in adversary.UNAUTHENTICATED.items():
+        terminalreporter.write_line(f"{count:8} in {name}: not refused, documented as unauthenticated")
 
 
 @pytest.fixture(scope="session")

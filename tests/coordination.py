@@ -288,7 +288,7 @@ class Deployment:
             for one in (ANN, BOB)
         ]
         log_key = NoteKey.log(ORIGIN, self._log_key.public).encode()
-        return Trust(issuer=ISSUER, origin=ORIGIN, log_key=log_key, keys=(*ours, *approvers))
+        return Trust(issuer=ISSUER, origin=ORIGIN, log_key=log_key, keys=(*ours, *approvers), reconciled_orders=True)
 
     # Kafka
 

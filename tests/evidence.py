@@ -6,20 +6,21 @@ Chunks are real (1024 leaves); keys come from seeds that spell their role.
 from __future__ import annotations
 
 import hashlib
-import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 from uuid import UUID
 
-from expunge.domain import bundle, certificate, dsse, merkle, note, receipt, statement
+import numpy as np
+
+from expunge.domain import bundle, certificate, challenge, dsse, merkle, note, receipt, statement
 from expunge.domain.bundle import Logged
 from expunge.domain.certificate import Certificate, Claim, Completed, ModelDue, Opening, OutcomeCount, TreeClaim
 from expunge.domain.leaf import LEAF_BYTES, nonces, pack_leaves
 from expunge.domain.limits import CHUNK_LEAVES
 from expunge.domain.receipt import OpenedLeaf
-from expunge.domain.statement import Chunk, Predicate, Scope, TreeScope
+from expunge.domain.statement import Chunk, Predicate, ReconciledCount, ReconciledSweep, Scope, TreeScope
 from expunge.domain.trust import Trust, TrustedKey
 from expunge.domain.words import Kind, Level, Outcome, Provision, Remedy, Role, Step
 
@@ -172,8 +173,8 @@ class Synthetic:
     log: Log = field(default_factory=Log)
 
     def __post_init__(self) -> None:
-        self.leaves = [artifact_leaves(tree, leaves) for tree, (_, leaves) in enumerate(self.trees)]
-        self.hashes = [merkle.leaf_hashes(one, LEAF_BYTES) for one in self.leaves]
+        self.leaves = [self._leaves(tree, leaves) for tree, (_, leaves) in enumerate(self.trees)]
+        self.hashes = [self._hashes(tree) for tree in range(len(self.trees))]
         self.tree_roots = [merkle.Tree(one) for one in self.hashes]
         self.claims = [
             Claim(
@@ -209,6 +210,12 @@ class Synthetic:
         }
         self.scope = Scope.model_validate(values | dict(self.scope_changes))
         self.build()
+
+    def _leaves(self, tree: int, count: int) -> bytes:
+        return artifact_leaves(tree, count)
+
+    def _hashes(self, tree: int) -> bytes:
+        return merkle.leaf_hashes(self.leaves[tree], LEAF_BYTES)
 
     # The log
 
@@ -290,7 +297,7 @@ class Synthetic:
             end = min(start + CHUNK_LEAVES, leaves)
             if attempt and key not in self.again:
                 continue
-            codes = bytes(self._outcome(key, start, leaf, step, attempt) for leaf in range(start, end))
+            codes = self._codes(key, range(start, end), step, attempt)
             said = self.spoil(
                 Chunk(
                     sweep=SWEEP,
@@ -319,6 +326,9 @@ class Synthetic:
         return made
 
     _last: dict[tuple[int, int, Step], str] = field(default_factory=dict)
+
+    def _codes(self, key: tuple[int, int], leaves: range, step: Step, attempt: int) -> bytes:
+        return bytes(self._outcome(key, leaves.start, leaf, step, attempt) for leaf in leaves)
 
     def _outcome(self, key: tuple[int, int], start: int, leaf: int, step: Step, attempt: int) -> int:
         again = leaf - start in self.again.get(key, ())
@@ -459,10 +469,12 @@ def opening(what: str, tree: merkle.Tree, number: int) -> Opening:
 
 
 def indices_digest(indices: Sequence[int]) -> str:
-    return hashlib.sha256(struct.pack(f"<{len(indices)}I", *indices)).hexdigest()
+    return hashlib.sha256(np.asarray(indices, "<u4").tobytes()).hexdigest()
 
 
 def runs_of(indices: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    if isinstance(indices, range):
+        return ((indices.start, len(indices)),)
     runs: list[tuple[int, int]] = []
     for index in indices:
         if runs and sum(runs[-1]) == index:
@@ -481,6 +493,48 @@ def order_sweep(**changes: Any) -> Synthetic:
         "again": {(1, 1): (0, 3)},
     }
     return Synthetic(**(values | changes))
+
+
+def reconciled(
+    built: Synthetic, *counts: ReconciledCount, looked: Mapping[str, object] | None = None, **changes: Any
+) -> bytes:
+    """A reconciliation that looked for the sweep's scope, signed."""
+    leaves = sum(tree.leaves for tree in built.scope.trees)
+    about = {"sweep": SWEEP, "scope": built.scope_digest, "leaves": leaves, "present": 0} | dict(looked or {})
+    values: dict[str, Any] = {
+        "log_size": 1, "part": 0, "parts": 1, "counts": counts, "sweep": ReconciledSweep.model_validate(about),
+        "at": START + timedelta(hours=3),
+    }  # fmt: skip
+    return sign(statement.Reconciliation.model_validate(values | changes))
+
+
+def followed(*entries: bytes, **changes: Any) -> Synthetic:
+    """An order's sweep with more entries after its completion."""
+    return order_sweep(order=lambda before: [*before, *(("reconciled", one) for one in entries)], **changes)
+
+
+def answered(built: Synthetic, count: int, **changes: Any) -> tuple[challenge.Answer, bytes]:
+    """The answer to a challenge of an order by its log's newest checkpoint, and that checkpoint."""
+    point = built.log.checkpoint()
+    places = challenge.places(
+        note.read_checkpoint(point).root, built.scope_digest, [tree.leaves for tree in built.scope.trees], count
+    )
+    openings = tuple(
+        challenge.Opened(
+            tree=one.tree, index=one.index, nonce=one.nonce, artifact=one.artifact, digest=one.digest, present=False,
+            path=tuple(node.hex() for node in built.tree_roots[one.tree].inclusion_path(one.index)),
+        )
+        for one in (built.opened(tree, index) for tree, index in places)
+    )  # fmt: skip
+    values: dict[str, Any] = {
+        "request": request_id(0), "sweep": SWEEP, "scope": built.scope_digest, "checkpoint": point.decode(),
+        "count": count, "openings": openings, "at": START + timedelta(days=1),
+    }  # fmt: skip
+    return challenge.Answer.model_validate(values | changes), point
+
+
+def sign_answer(answer: challenge.Answer, key: dsse.SigningKey | None = None) -> bytes:
+    return dsse.sign(challenge.dump(answer), challenge.PAYLOAD_TYPE, key or signing_key(Role.RESCANNER))
 
 
 def only(chunk: Chunk, **changes: object) -> Chunk:

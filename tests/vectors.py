@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from expunge.domain import dsse, leaf, merkle, note, suppression, trust
+from expunge.domain import challenge, dsse, leaf, merkle, note, reconciliation, suppression, trust
+from expunge.domain.words import Kind, Role
 from tests import evidence
 
 FOLDER: Final = Path(__file__).parent.parent / "schemas" / "vectors"
@@ -165,6 +166,51 @@ def _receipt() -> dict[str, object]:
     }
 
 
+def _challenge() -> dict[str, object]:
+    root, scope, leaves = bytes(range(32)), "5" * 64, [1000, 0, 2000]
+    built = evidence.order_sweep()
+    answer, point = evidence.answered(built, 2)
+    return {
+        "spec": "EVIDENCE.md section 7.1",
+        "root": root.hex(),
+        "scope": scope,
+        "leaves": leaves,
+        "count": 12,
+        "places": [list(one) for one in challenge.places(root, scope, leaves, 12)],
+        "payload_type_text": challenge.PAYLOAD_TYPE,
+        "rescanner_public": evidence.signing_key(Role.RESCANNER).public.raw.hex(),
+        "trees": [{"leaves": tree.leaves, "root": tree.root} for tree in built.scope.trees],
+        "checkpoint_text": point.decode(),
+        "answer_text": evidence.sign_answer(answer).decode(),
+    }
+
+
+def _bundle() -> dict[str, object]:
+    """Whole bundles that verify, small enough to read: a person's in a shared sweep, and an order's."""
+    small: dict[str, Any] = {"trees": ((evidence.IMAGES, 3), (evidence.VECTORS, 2)), "models": (("face@1", "open"),)}
+    people = evidence.Synthetic(
+        asked=(evidence.Asked({0: (0, 2), 1: (1,)}, {"account": 1}), evidence.Asked({0: (1,)})),
+        again={(0, 0): (2,)},
+        **small,
+    )
+    whole = evidence.Asked({0: range(3), 1: range(2)}, images=3)
+    even = reconciliation.counted("studio", Kind.IMAGE, registered=1, erased=1, under_way=0, present=0)
+    after = evidence.reconciled(evidence.order_sweep(asked=(whole,), again={}, **small), even)
+    order = evidence.followed(after, asked=(whole,), again={}, **small)
+    return {
+        "spec": "EVIDENCE.md sections 2 to 4: each verifies against the policy; files by path, text as it stands",
+        "policy_text": trust.dump(evidence.trust(reconciled_orders=True)).decode(),
+        "bundles": [
+            {
+                "name": name,
+                "result": built.completed[0].result,
+                "files_text": {path: data.decode() for path, data in sorted(built.files(with_page=False).items())},
+            }
+            for name, built in (("people", people), ("order", order))
+        ],
+    }
+
+
 def files() -> dict[str, str]:
     """File name to the exact text it must have."""
     bodies = {
@@ -175,6 +221,8 @@ def files() -> dict[str, str]:
         "leaf": _leaf(),
         "receipt": _receipt(),
         "suppression": _suppression(),
+        "challenge": _challenge(),
+        "bundle": _bundle(),
     }
     return {
         f"{name}.json": json.dumps({"comment": COMMENT, **body}, indent=1, ensure_ascii=False) + "\n"

@@ -142,8 +142,9 @@ class Reader:
     async def challenge(
         self, request_id: UUID, checkpoint: bytes, count: int, *, trust: Trust, readers: Mapping[str, StoreReader], at: datetime
     ) -> bytes:  # fmt: skip
-        """The answer to a challenge of an order (`domain.challenge`). `trust`: of the log that the checkpoint must be of.
-        Raises as `certificate` and `openings.answer_of`; `Tampered` for a checkpoint that is not the log's."""
+        """The answer to a challenge of an order (`domain.challenge`), yet to be signed under role `rescanner`. `trust`: of
+        the log that the checkpoint must be of. Raises as `certificate` and `openings.answer_of`; `Tampered` for a
+        checkpoint that is not the log's."""
         note.open_checkpoint(checkpoint, trust.log_keys, trust.origin)
         made = bundle.load(await self.certificate(request_id, Provision.DATA))
         scope = evidence.scope_of(made, trust)

@@ -14,6 +14,7 @@ import hashlib
 import os
 import sys
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -27,8 +28,10 @@ from expunge.domain.trust import Trust
 BUNDLE_FILES: Final = 512
 """Most files in a bundle."""
 FILE_BYTES: Final = 1 << 32
-"""Largest file in a bundle, unpacked, bytes."""
+"""Largest file in a bundle, and all of one in a zip file, unpacked, bytes."""
 
+_BAD_ZIP: Final = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, NotImplementedError, RuntimeError)
+"""What the standard library raises on a zip file that is damaged, encrypted or packed in a way it does not know."""
 _EPOCH: Final = (1980, 1, 1, 0, 0, 0)
 """The time of every zip member, so that the same bundle is the same bytes."""
 
@@ -41,13 +44,18 @@ def read_bundle(path: Path, sweep: Path | None = None) -> dict[str, bytes]:
         if sweep and path.is_file() and not zipfile.is_zipfile(path):
             return files | {bundle.CERTIFICATE: _limited(path.read_bytes(), path.name)}
         return files | bundle_files(path)
-    except (OSError, zipfile.BadZipFile, ValueError) as error:
+    except OSError as error:
         raise Rejected("unreadable-bundle", f"expected a bundle, got {type(error).__name__}") from error
 
 
 def bundle_files(path: Path) -> dict[str, bytes]:
-    """The files in one directory or zip file, by their path inside."""
-    return _in_directory(path) if path.is_dir() else _in_zip(path)
+    """The files in one directory or zip file, by their path inside. Raises `Rejected("unreadable-bundle")`, `OSError`."""
+    if path.is_dir():
+        return _in_directory(path)
+    try:
+        return _in_zip(path)
+    except _BAD_ZIP as error:
+        raise Rejected("unreadable-bundle", f"expected a bundle, got {type(error).__name__}") from error
 
 
 def write_bundle(files: Mapping[str, bytes], path: Path) -> None:
@@ -90,7 +98,7 @@ def verify_any(
     try:
         files = bundle_files(sweep) if sweep else None
         copy = hashlib.sha256(photo.read_bytes()).digest() if photo else None
-    except (OSError, zipfile.BadZipFile) as error:
+    except OSError as error:
         raise Rejected("unreadable-bundle", f"expected --sweep and --photo, got {type(error).__name__}") from error
     return opening.verify(data, policy, sweep=files, copy=copy)
 
@@ -99,7 +107,7 @@ def verify_challenge(
     answer: bytes, files: Mapping[str, bytes], policy: Trust, checkpoint: bytes, count: int
 ) -> challenge.Answered:  # fmt: skip
     """Check the answer to a challenge (`domain.challenge`). Raises `Tampered` naming the first thing that is wrong."""
-    return challenge.verify(challenge.parse(answer), files, policy, checkpoint, count)
+    return challenge.verify(answer, files, policy, checkpoint, count)
 
 
 def read_receipt(path: Path) -> bytes | None:
@@ -159,9 +167,11 @@ def _in_zip(path: Path) -> dict[str, bytes]:
     with zipfile.ZipFile(path) as archive:
         members = [one for one in archive.infolist() if not one.is_dir()]
         _check_count(len(members))
+        if sum(one.file_size for one in members) > FILE_BYTES:
+            raise Rejected("unreadable-bundle", f"expected at most {FILE_BYTES} bytes unpacked")
         for one in members:
-            if one.file_size > FILE_BYTES or one.filename in found:
-                raise Rejected("unreadable-bundle", "expected each file once and within limits")
+            if one.filename in found:
+                raise Rejected("unreadable-bundle", "expected each file once")
             found[one.filename] = archive.read(one)
     return found
 

@@ -63,11 +63,21 @@ def show(result: Mapping[str, Any], console: Console) -> None:
     if requests := result.get("requests"):
         _requests(requests, console)
     if micro := result.get("micro"):
-        table = Table("primitive", "us", "floor us", "ratio", "share of floor", "per second", title="Primitives")
+        table = Table(
+            "primitive",
+            "us",
+            "floor us",
+            "ratio",
+            "share of floor",
+            "CPU s",
+            "peak MB",
+            "per second",
+            title="Primitives",
+        )
         for name, one in micro.items():
             figures = [
                 f"{one[key]:.2f}" if key in one else ""
-                for key in ("microseconds", "floor_microseconds", "ratio", "share")
+                for key in ("microseconds", "floor_microseconds", "ratio", "share", "cpu_seconds", "peak_mb")
             ]
             table.add_row(name, *figures, f"{one['per_second']:,.0f}" if "per_second" in one else "")
         console.print(table)

@@ -24,6 +24,7 @@ from expunge.cli.console import Exit
 from expunge.domain import bundle, dsse, statement, trust
 from expunge.domain.request import BySource
 from expunge.domain.statement import KeyDestroyed, KeyEvent
+from expunge.domain.words import Role
 from expunge.settings import Settings
 from expunge.wiring import Deployment
 from tests.coordination import ANN, BOB, ORIGIN, REWRITES, START, album, content, deployed
@@ -215,6 +216,9 @@ def test_a_challenge_is_answered_and_checked_by_command(
     point.write_bytes(deployment.tiles.read("checkpoint"))
     drawn = ("--checkpoint-file", point, "--count", 5)
     policy = trust.parse((tmp_path / "trust.json").read_bytes())
+    # The past was signed by keys of its own; the answer is signed by this deployment's rescanner.
+    ours = next(one for one in deployment.signers.trust().keys if one.role is Role.RESCANNER)
+    (tmp_path / "both.json").write_bytes(trust.dump(policy.model_copy(update={"keys": (*policy.keys, ours)})))
 
     async def pinned(_: Deployment) -> trust.Trust:
         return policy
@@ -227,9 +231,12 @@ def test_a_challenge_is_answered_and_checked_by_command(
     assert (made["leaves"], made["present"]) == (5, 0)
     ask("challenge", past.order, *drawn, "--out", answer, code=Exit.USAGE)  # never overwritten
     ask("certificate", past.order, "--out", tmp_path / "order.zip")
-    beside = ("--bundle", tmp_path / "order.zip", "--trust", tmp_path / "trust.json")
+    beside = ("--bundle", tmp_path / "order.zip", "--trust", tmp_path / "both.json")
     found = ask("answered", answer, *beside, *drawn)
     assert (found["leaves"], found["present"]) == (5, 0)
+    ask(
+        "answered", answer, *beside[:3], tmp_path / "trust.json", *drawn, code=Exit.NEGATIVE
+    )  # a key that it does not pin
     ask("answered", tmp_path / "nothing", *beside, *drawn, code=Exit.USAGE)
     ask("answered", answer, *beside, "--checkpoint-file", point, "--count", 6, code=Exit.NEGATIVE)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ from expunge.domain.errors import Tampered
 from expunge.domain.note import Checkpoint, NoteKey
 from expunge.domain.report import Report
 from expunge.domain.words import Role
-from tests import evidence
+from tests import adversary, evidence
 from tests.evidence import ORIGIN, START, SWEEP, Synthetic, order_sweep
 from tests.witnessing import seeded
 
@@ -67,6 +67,7 @@ def failed(files: Mapping[str, bytes], where: str, detail: str, policy: trust.Tr
     report = verification.verify(files, policy or pinning())
     assert not report.ok
     assert (report.where, detail in report.steps[-1].detail) == (where, True), list(report.lines())
+    adversary.refused()
     return report
 
 
@@ -124,6 +125,26 @@ def test_a_person_does_not_wait_but_the_report_tells() -> None:
     assert report.ok, list(report.lines())
     assert report.steps[4].detail.endswith(attestation.NOT_BEFORE)
     assert verification.verify(vouched(built), pinning()).steps[4].detail.endswith("before the first deed")
+
+
+@pytest.mark.parametrize("seconds", [253_402_300_800, 2**62])
+def test_a_time_after_all_dates_vouches_for_nothing(seconds: int) -> None:
+    """A witness that lies about its clock so wildly makes a verifier refuse, not break."""
+    files = vouched(order_sweep())
+    (path,) = [one for one in files if one.startswith("log/checkpoints/")]
+    bare = note.open_note(files[path], [NoteKey.log(ORIGIN, evidence.signing_key(Role.LOG).public)]).text
+    signed = note.sign_note(bare, evidence.signing_key(Role.LOG), ORIGIN)
+    wild = signed + b"".join(note.sign_cosignature(signed, seeded(name), name, seconds) for name in WITNESSES[:2])
+    failed(files | {path: wild}, "log/checkpoints", "before the first deed")
+
+
+def test_deeds_at_the_end_of_time_do_not_overflow() -> None:
+    late = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
+    attested = attestation.check({}, cosigned(point(b"h" * 64, 2), *WITNESSES), pinning(2))
+    seen = attestation.check_before(
+        attestation.Attested(attested.last, (attested.last,)), 0, (2, late), pinning(2), needed=True
+    )
+    assert seen == "scope attested at size 2, before the first deed"
 
 
 def test_the_statement_about_it_is_signed_under_scope_and_about_this_sweep() -> None:
@@ -224,6 +245,7 @@ def test_every_byte_of_what_witnesses_vouch_for_is_vouched_for() -> None:
             changed[at] ^= 1
             report = verification.verify(files | {path: bytes(changed)}, pinning())
             assert not report.ok, f"{path} byte {at}"
+            adversary.refused(what=f": {path.rpartition('/')[0]}")
 
 
 # Time stamps. What a real token is worth: tests/contract/test_timestamper.py.
@@ -281,6 +303,8 @@ def test_a_time_stamp_that_cannot_be_checked_fails_where_it_is_asked_for(monkeyp
         {"witness_quorum": -1},
         {"witnesses": [witness("w0.example").encode(), NoteKey.witness("w0.example", seeded("x").public).encode()]},
         {"timestamp_authorities": ["no certificate"]},
+        {"witnesses": [NoteKey.witness(name, seeded("w0.example").public).encode() for name in ("one", "two")]},
+        {"witnesses": [NoteKey.witness("w0.example", evidence.signing_key(Role.LOG).public).encode()]},
     ],
 )
 def test_a_policy_that_cannot_be_met_is_refused(changes: dict[str, Any]) -> None:

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from expunge import verify
-from expunge.domain import bundle, canonical, dsse, merkle, opening, receipt, trust
+from expunge.domain import bundle, canonical, dsse, merkle, opening, receipt, statement, trust
 from expunge.domain.errors import Rejected, Tampered
 from expunge.domain.opening import ReceiptReport
 from expunge.domain.words import Kind, Outcome, Role
-from tests import evidence
-from tests.evidence import IMAGES, Asked, Synthetic, order_sweep, signing_key, trusted
+from tests import adversary, evidence
+from tests.evidence import IMAGES, START, SWEEP, Asked, Synthetic, order_sweep, sign, signing_key, trusted
 
 MINE, ALSO_MINE, ANOTHERS = (0, 0), (0, 1), (0, 3)
 """Leaves of one chunk: request 0 claims the first two, request 1 the last."""
@@ -35,6 +35,7 @@ def fails(data: bytes, step: str, detail: str, files: Mapping[str, bytes] | None
     assert not report.ok
     with pytest.raises(Tampered):
         report.verified()
+    adversary.refused()
 
 
 def changed(data: bytes, change: Callable[[dict[str, Any]], object]) -> bytes:
@@ -230,6 +231,16 @@ def test_scope_after_the_deed_is_found_beside_the_sweeps_files() -> None:
     fails(built.receipt(MINE), "leaves", "before any deed", built.files())
 
 
+def test_beside_an_orders_files_the_order_was_approved_and_stands() -> None:
+    built = order_sweep()
+    bare = [at for at in built.kept() if built.names[at] != "approved"]
+    files = bundle.build(built.certificate(), built.log.logged(bare), built.log.checkpoint())
+    assert check(built.receipt(MINE), built.files()).ok
+    fails(built.receipt(MINE), "leaves", "approved before the first deed", files)
+    void = statement.ScopeVoid(sweep=SWEEP, scope=built.scope_digest, reason="cancelled", at=START)
+    fails(built.receipt(MINE), "signatures", "this one is void", evidence.followed(sign(void)).files())
+
+
 def test_every_byte_of_a_receipt_is_vouched_for() -> None:
     data = Synthetic(
         trees=((IMAGES, 40),), asked=(Asked({0: (0, 1)}), Asked({0: (2,)})), again={}, models=()
@@ -242,6 +253,7 @@ def test_every_byte_of_a_receipt_is_vouched_for() -> None:
     ]  # fmt: skip
     assert passed == []
     assert len(data) > 1_000
+    adversary.refused(len(data))
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,11 @@ import pytest
 from expunge.domain import reconciliation, replay, verification
 from expunge.domain.errors import Tampered
 from expunge.domain.replay import State
+from expunge.domain.report import Report
 from expunge.domain.statement import ReconciledCount, ReconciledSweep, Reconciliation
-from expunge.domain.words import Kind
-from tests.evidence import START, SWEEP, ZERO, Synthetic, batch, order_sweep, sign, trust
+from expunge.domain.words import Kind, Provision
+from tests import adversary
+from tests.evidence import START, SWEEP, ZERO, Synthetic, batch, followed, order_sweep, reconciled, trust
 
 EVEN = reconciliation.counted("studio", Kind.IMAGE, registered=1, erased=1, under_way=0, present=0)
 
@@ -63,33 +65,74 @@ def test_replay_knows_what_was_registered() -> None:
             replay.fold(state, 3, ZERO, wrong)
 
 
-def followed(built: Synthetic, **changes: Any) -> Synthetic:
-    """The same sweep with a reconciliation after its completion."""
-    leaves = sum(tree.leaves for tree in built.scope.trees)
-    looked = {"sweep": SWEEP, "scope": built.scope_digest, "leaves": leaves, "present": 0}
-    sweep = ReconciledSweep.model_validate(looked | changes.pop("looked", {})) if changes.pop("about", True) else None
-    entry = sign(said(*changes.pop("counts", (EVEN,)), sweep=sweep, **changes))
-    return order_sweep(order=lambda entries: [*entries, ("reconciled", entry)])
+def checked(files: dict[str, bytes], *, demanded: bool = True) -> Report:
+    return verification.verify(files, trust(reconciled_orders=demanded))
 
 
 def test_a_bundle_takes_the_reconciliation_that_followed() -> None:
-    found = verification.verify(followed(order_sweep()).files(), trust()).verified()
-    assert found.reconciled == (EVEN,)
+    found = checked(followed(reconciled(order_sweep(), EVEN)).files())
+    assert found.verified().reconciled == (EVEN,)
+    assert found.steps[9].detail == "0 of 2200 artifacts of the scope present; 1 counts of log size 1"
+
+
+def test_an_order_that_is_not_reconciled_yet_fails_where_the_policy_asks_for_it() -> None:
+    report = checked(order_sweep().files())
+    assert (report.where, report.steps[-1].name) == ("reconciliation", "reconciliation")
+    assert "not there yet" in report.steps[-1].detail
+    assert (
+        "not there yet, and the policy does not ask" in checked(order_sweep().files(), demanded=False).steps[9].detail
+    )
+
+
+def test_an_earlier_reconciliation_is_none_of_what_followed() -> None:
+    def early(entries: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
+        at = [name for name, _ in entries].index("completion")
+        return [*entries[:at], ("reconciled", reconciled(order_sweep(), EVEN)), *entries[at:]]
+
+    assert "not there yet" in checked(order_sweep(order=early).files()).steps[-1].detail
+
+
+def test_people_and_models_do_not_wait_for_a_reconciliation() -> None:
+    assert checked(Synthetic().files()).ok
+    assert checked(order_sweep(provision=Provision.MODELS, models=(("face@1", "destroyed"),)).files()).ok
+
+
+def test_a_difference_fails_an_order_where_the_policy_asks_for_it() -> None:
+    lost = reconciliation.counted("studio", Kind.IMAGE, registered=3, erased=1, under_way=0, present=1)
+    files = followed(reconciled(order_sweep(), lost)).files()
+    assert "image from studio to reconcile, it differs by 1" in checked(files).steps[-1].detail
+    said = checked(files, demanded=False)
+    assert said.steps[9].detail.endswith("1 differ")
+    mended = followed(reconciled(order_sweep(), lost), reconciled(order_sweep(), EVEN, log_size=2))
+    assert checked(mended.files()).verified().reconciled == (EVEN,)  # the last run counts
+
+
+@pytest.mark.parametrize("parts", [(0,), (1,), (0, 0), (0, 1, 1)])
+def test_a_run_without_all_its_parts_fails(parts: tuple[int, ...]) -> None:
+    """Otherwise the part with the difference would be the one that is left out."""
+    built = followed(*(reconciled(order_sweep(), EVEN, part=part, parts=2) for part in parts))
+    report = checked(built.files(), demanded=False)
+    assert (report.where, report.ok) == ("reconciliation", False)
+    assert "2 parts of the last run" in report.steps[-1].detail
+    adversary.refused()
+    assert checked(followed(*(reconciled(order_sweep(), EVEN, part=part, parts=2) for part in (0, 1))).files()).ok
 
 
 @pytest.mark.parametrize(
     ("changes", "step", "detail"),
     [
-        ({"about": False}, "order", "looked for this sweep's scope"),
+        ({"sweep": None}, "order", "looked for this sweep's scope"),
         ({"looked": {"scope": "1" * 64}}, "order", "looked for this sweep's scope"),
-        ({"looked": {"leaves": 7}}, "completion", "leaves of the scope"),
-        ({"looked": {"present": 1}}, "completion", "at most 0 artifacts"),
-        ({"counts": (EVEN.model_copy(update={"difference": 3}),)}, "completion", "as the difference"),
-        ({"log_size": 100_000}, "completion", "of entries before it"),
+        ({"looked": {"leaves": 7}}, "reconciliation", "leaves of the scope"),
+        ({"looked": {"present": 1}}, "reconciliation", "at most 0 artifacts"),
+        ({"counts": (EVEN.model_copy(update={"difference": 3}),)}, "reconciliation", "as the difference"),
+        ({"log_size": 100_000}, "reconciliation", "of entries before it"),
     ],
 )
 def test_a_reconciliation_that_does_not_fit_fails(changes: dict[str, Any], step: str, detail: str) -> None:
-    report = verification.verify(followed(order_sweep(), **changes).files(), trust())
+    entry = reconciled(order_sweep(), *changes.pop("counts", (EVEN,)), **changes)
+    report = checked(followed(entry).files(), demanded=False)
     assert not report.ok
     assert report.steps[-1].name == step
     assert detail in report.steps[-1].detail
+    adversary.refused()

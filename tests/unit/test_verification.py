@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Literal
@@ -18,7 +19,7 @@ from expunge.domain.errors import Tampered
 from expunge.domain.report import Report
 from expunge.domain.statement import Chunk
 from expunge.domain.words import Kind, Level, Outcome, Provision, Remedy, Role, Step
-from tests import evidence
+from tests import adversary, evidence
 from tests.evidence import (
     IMAGES,
     ORIGIN,
@@ -55,6 +56,7 @@ def fails(files: Mapping[str, bytes], step: str, detail: str, *stores: Store, **
     assert not report.ok
     with pytest.raises(Tampered):
         report.verified()
+    adversary.refused()
     return report
 
 
@@ -354,6 +356,30 @@ def test_a_payload_that_is_no_statement_fails() -> None:
     fails(Synthetic(order=order).files(with_page=False), "signatures", "in-toto")
 
 
+@pytest.mark.parametrize(
+    "respelled",
+    [
+        lambda data: data.replace(b'"predicate":', b'"predicate": ', 1),
+        lambda data: data.replace(b'"images":11', b'"images":11.0', 1),
+        lambda data: data.replace(b'"images":11', b'"images":"11"', 1),
+        lambda data: data.replace(b'"2026-03-01T12:00:00Z"', b'"2026-03-01T13:00:00+01:00"', 1),
+        lambda data: data.replace(b'"2026-03-01T12:00:00Z"', b"1772366400", 1),
+        lambda data: data.replace(b'"excluded":0', b'"excluded":false', 1),
+    ],
+)
+def test_a_statement_has_one_spelling(respelled: Callable[[bytes], bytes]) -> None:
+    """Signed by the right key, and yet refused: another verifier could read another value."""
+
+    def order(entries: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
+        before = dsse.parse(dict(entries)["scope"]).payload
+        after = respelled(before)
+        assert after != before
+        odd = dsse.sign(after, statement.PAYLOAD_TYPE, signing_key(Role.SCOPE))
+        return [(name, odd if name == "scope" else data) for name, data in entries]
+
+    fails(Synthetic(order=order).files(with_page=False), "signatures", "canonical JSON")
+
+
 def test_a_payload_of_another_type_fails() -> None:
     def order(entries: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
         payload = dsse.parse(dict(entries)["scope"]).payload
@@ -537,6 +563,15 @@ def _predicate(built: Synthetic, name: str) -> statement.Predicate:
 )
 def test_a_chunk_statement_that_does_not_fit_its_tree_fails(change: dict[str, object], detail: str) -> None:
     fails(order_sweep(spoil=spoiled(Step.ABSENCE, 0, 0, **change)).files(), "coverage", detail)
+
+
+def test_a_tree_of_absurd_size_is_refused_at_once() -> None:
+    trees = tuple(one.model_copy(update={"leaves": 2**53 - 1}) for one in order_sweep().scope.trees)
+    files = only_statements(
+        order_sweep(scope_changes={"trees": trees}),
+        lambda name: not name.startswith(("presence", "hide", "erase", "absence")),
+    )
+    fails(files, "coverage", "a statement or a root of this chunk")
 
 
 def test_a_root_that_all_statements_of_a_chunk_agree_on_is_still_checked() -> None:
@@ -750,6 +785,17 @@ def test_a_model_called_resolved_needs_the_statement(models: tuple[ModelDue, ...
     fails(Synthetic(completed_changes={"models": models}).files(), "completion", detail)
 
 
+@pytest.mark.parametrize("change", [{"due": START + timedelta(days=400)}, {"remedy": Remedy.DROP}])
+def test_a_certificate_cannot_put_off_what_was_stated_of_a_model(change: dict[str, object]) -> None:
+    """A later date than the statement's would turn "overdue" into "unverified"."""
+    dues = tuple(one.model_copy(update=change) for one in Synthetic().completed[0].models)
+    single: dict[str, Any] = {
+        "provision": Provision.MODELS,
+        "completed_changes": {"models": dues, "result": "unverified"},
+    }
+    fails(Synthetic(**single).files(), "completion", "the remedy and date that were stated")
+
+
 def test_a_resolution_after_the_completion_does_not_count() -> None:
     def late(entries: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
         mine = [one for one in entries if one[0].startswith("resolved")]
@@ -775,11 +821,13 @@ def test_every_byte_of_a_bundle_is_vouched_for_or_listed() -> None:
     assert verification.verify(files, policy).ok
     passed: dict[str, set[int]] = {}
     flips = 0
+    tried: Counter[str] = Counter()
     bare = {path: data for path, data in files.items() if path != bundle.PAGE}  # the page repeats what is not covered
     for path, data in files.items():
         beside = files if path == bundle.PAGE else bare
         for at in range(0, len(data), 29 if path == bundle.PAGE else 1):  # the page is compared whole
             flips += 1
+            tried[path] += 1
             spoiled_file = data[:at] + bytes([data[at] ^ 0x01]) + data[at + 1 :]
             if verification.verify(beside | {path: spoiled_file}, policy).ok:
                 passed.setdefault(path, set()).add(at)
@@ -787,6 +835,10 @@ def test_every_byte_of_a_bundle_is_vouched_for_or_listed() -> None:
     start = listed.index(b'"not_covered":["') + len(b'"not_covered":["')
     allowed = set(range(start, listed.index(b'"]', start)))
     assert flips > 10_000
+    for path, count in tried.items():
+        adversary.refused(count - len(passed.get(path, ())), f": {path}")
+    for path, places in passed.items():
+        adversary.let_through(len(places), path if path == bundle.README else f"{path}#not_covered")
     assert passed.pop(bundle.README) == set(range(len(files[bundle.README])))
     assert passed.pop(bundle.CERTIFICATE) <= allowed
     assert not passed

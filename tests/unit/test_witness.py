@@ -17,12 +17,14 @@ from expunge.domain.errors import Misconfigured, Rejected, Tampered
 from expunge.domain.note import Checkpoint, NoteKey
 from expunge.witness import cosigner
 from expunge.witness.cosigner import Cosigner
+from tests import adversary
 from tests.witnessing import LOG_KEY, ORIGIN, new_witness, seeded, signed, submission, tree
 
 
 def refused(witness: Cosigner, given: Submission | bytes) -> str:
     with pytest.raises(Rejected) as raised:
         witness.add(given if isinstance(given, bytes) else given.encode())
+    adversary.refused()
     return raised.value.code
 
 

@@ -66,12 +66,14 @@ def _challenge(app: typer.Typer) -> None:
         found = deployment()
         from expunge.adapters.stores.table import open_reader
         from expunge.domain import challenge as challenges
+        from expunge.domain.words import Role
         from expunge.readside import trusted
 
         trust = asyncio.run(trusted(found))
         readers = {name: open_reader(url, name) for name, url in found.settings.stores.items()}
         at = datetime.now(UTC).replace(microsecond=0)
-        data = ask(lambda reader: reader.challenge(identity, drawn, count, trust=trust, readers=readers, at=at))
+        said = ask(lambda reader: reader.challenge(identity, drawn, count, trust=trust, readers=readers, at=at))
+        data = found.signers.signer(Role.RESCANNER).sign(said, challenges.PAYLOAD_TYPE)
         try:
             with out.open("xb") as file:
                 file.write(data)

@@ -37,7 +37,7 @@ from expunge.demo.product import SOURCES, TRAINING, Product, tell
 from expunge.demo.proofs import Proofs
 from expunge.demo.stage import Stage
 from expunge.demo.trainer import Made, Studio
-from expunge.domain import events, statement, trust
+from expunge.domain import events, statement, trust, verification
 from expunge.domain.dsse import SEED_BYTES, SigningKey
 from expunge.domain.errors import Rejected, Retryable
 from expunge.domain.request import Authority, BySource, OrderProvision, Regulation, RequestId
@@ -55,6 +55,7 @@ ISSUER: Final = "Pretend Product (demo)"
 REFERENCE: Final = "Order 2026-0117 (fictional)"
 CERTIFICATE_SECONDS: Final = 60.0
 MODEL_SECONDS: Final = 60.0
+RECONCILE_SECONDS: Final = 60.0
 REGISTER_SECONDS: Final = 60.0
 
 
@@ -372,6 +373,8 @@ class _Story:
             old.unlink()
         policy = self._output / "trust.json"
         policy.write_bytes(trust.dump(self._policy()))
+        stage.doing("waiting for the order to be counted again")
+        self._proofs.until(self._reconciled, "a reconciliation after the order", RECONCILE_SECONDS)
         paths = []
         for name, request in told.requests.items():
             for provision in Provision:
@@ -394,6 +397,15 @@ class _Story:
         write_bundle(_one_byte_flipped(files), tampered)
         (report,) = _verified([tampered], policy)
         stage.check(holds=not report["ok"], text=f"the same with one byte flipped: fails at {report['where']}")
+
+    def _reconciled(self) -> bool | None:
+        """Whether the order's bundle has the reconciliation that its policy asks for; None while it is not there yet."""
+        try:
+            files = self._certificate(self._told.requests["order"], Provision.DATA)
+        except Retryable:  # its checkpoint is not published yet
+            return None
+        report = verification.verify(files, self._policy())
+        return None if report.where == "reconciliation" and "not there yet" in report.steps[-1].detail else True
 
     def _policy(self) -> trust.Trust:
         """What an auditor pins: keys by role, and the approvers'."""

@@ -1,4 +1,4 @@
-"""What a sweep's statements add up to, for one claim: steps 6 to 9 of `domain.verification`. Flat buffers only."""
+"""What a sweep's statements add up to, for one claim: steps 6 to 10 of `domain.verification`. Flat buffers only."""
 
 from __future__ import annotations
 
@@ -80,9 +80,9 @@ def _roots_of(bundle: Shared, number: int, leaves: int, chunks: Chunks) -> list[
         return hashed
     if listed is not None:
         return listed
-    missing = [chunk for chunk in range(expected) if (number, chunk) not in chunks]
-    if missing:
-        raise Tampered(f"{where} chunk {missing[0]}", "expected a statement or a root of this chunk, got neither")
+    missing = next((chunk for chunk in range(expected) if (number, chunk) not in chunks), None)
+    if missing is not None:
+        raise Tampered(f"{where} chunk {missing}", "expected a statement or a root of this chunk, got neither")
     return [bytes.fromhex(chunks[number, chunk].root) for chunk in range(expected)]
 
 
@@ -250,7 +250,9 @@ def _check_counts(completed: Completed, counts: Counts) -> None:
 
 def _check_models(models: Sequence[ModelDue], sweep: Sweep) -> None:
     before = [one.predicate for one in sweep.entries if one.index < sweep.completion_entry.index]
-    tainted = {one.model for one in before if isinstance(one, ModelTainted)}
+    taints = [one for one in before if isinstance(one, ModelTainted)]
+    told = {(one.model, one.remedy, one.due) for one in taints}
+    tainted = {one.model for one in taints}
     replaced = {one.model for one in before if isinstance(one, ModelReplaced)}
     destroyed = {one.model for one in before if isinstance(one, ModelDestroyed)}
     names = {one.model for one in models}
@@ -262,33 +264,68 @@ def _check_models(models: Sequence[ModelDue], sweep: Sweep) -> None:
         resolved = {"open": tainted, "replaced": replaced, "destroyed": destroyed}[one.resolution]
         if one.model not in tainted or one.model not in resolved:
             raise Tampered("completion", f"expected statements that model {one.model} is tainted and {one.resolution}")
+        if (one.model, one.remedy, one.due) not in told:
+            raise Tampered(
+                "completion", f"expected the remedy and date that were stated for model {one.model}, got others"
+            )
 
 
-def check_reconciled(sweep: Sweep, chunks: Chunks) -> tuple[ReconciledCount, ...]:
-    """The counts of the last reconciliation that looked for this sweep's scope, if any is here; none else. What was
-    verified absent and what is present must be disjoint."""
+# 10
+
+
+def check_reconciled(
+    certificate: Certificate, sweep: Sweep, chunks: Chunks, *, needed: bool
+) -> tuple[str, tuple[ReconciledCount, ...]]:
+    """What the reconciliations that looked for this sweep's scope after the completion say, in words; and the counts of
+    the last one, none where there is none. What was verified absent and what is present must be disjoint. `needed`: an
+    order's data certificate must have one, whole and without differences."""
     found = [
         (entry, entry.predicate)
         for entry in sweep.entries
         if isinstance(entry.predicate, Reconciliation) and entry.index > sweep.completion_entry.index
     ]
-    absent = sum(
+    leaves = sum(tree.leaves for tree in sweep.scope.trees)
+    most = leaves - _absent(chunks)
+    for entry, said in found:
+        _check_looked_for(entry.index, said, leaves, most)
+    due = sweep.scope.sweep_class == "order" and certificate.provision is Provision.DATA
+    if not found:
+        if due and needed:
+            message = "not there yet: expected a reconciliation after the order's completion, got none"
+            raise Tampered("reconciliation", message)
+        return ("not there yet, and the policy does not ask for it" if due else "follows the data of orders only"), ()
+    newest = max(said.log_size for _, said in found)
+    last = [said for _, said in found if said.log_size == newest]
+    parts = sorted(said.part for said in last)
+    if parts != list(range(last[0].parts)):
+        raise Tampered("reconciliation", f"expected {last[0].parts} parts of the last run, each once, got {len(parts)}")
+    counts = tuple(one for said in sorted(last, key=lambda said: said.part) for one in said.counts)
+    differing = [one for one in counts if one.difference]
+    if differing and due and needed:
+        one = differing[0]
+        where = f"{one.kind.value} from {one.source}"
+        raise Tampered("reconciliation", f"expected {where} to reconcile, it differs by {one.difference}")
+    present = last[0].sweep.present if last[0].sweep is not None else 0
+    told = f"{present} of {leaves} artifacts of the scope present; {len(counts)} counts of log size {newest}"
+    return f"{told}, {len(differing)} differ" if differing else told, counts
+
+
+def _absent(chunks: Chunks) -> int:
+    """Leaves of the sweep that were verified absent."""
+    return sum(
         state.steps[Step.ABSENCE].outcomes.count(code)
         for state in chunks.values()
         if Step.ABSENCE in state.steps
         for code in FINAL_ABSENT
     )
-    leaves = sum(tree.leaves for tree in sweep.scope.trees)
-    for entry, said in found:
-        where = f"statement {entry.index}"
-        reconciliation.check(said, where)
-        if said.sweep is None or said.sweep.leaves != leaves:
-            raise Tampered(where, f"expected a reconciliation of the {leaves} leaves of the scope")
-        if said.log_size > entry.index:
-            raise Tampered(where, f"expected a reconciliation of entries before it, got one of {said.log_size}")
-        if said.sweep.present > leaves - absent:
-            raise Tampered(
-                where, f"expected at most {leaves - absent} artifacts of the scope present, got {said.sweep.present}"
-            )
-    newest = max((said.log_size for _, said in found), default=0)
-    return tuple(one for _, said in found if said.log_size == newest for one in said.counts)
+
+
+def _check_looked_for(index: int, said: Reconciliation, leaves: int, most: int) -> None:
+    where = f"statement {index}"
+    reconciliation.check(said, where)
+    if said.sweep is None or said.sweep.leaves != leaves:
+        raise Tampered(where, f"expected a reconciliation of the {leaves} leaves of the scope")
+    if said.log_size > index:
+        raise Tampered(where, f"expected a reconciliation of entries before it, got one of {said.log_size}")
+    if said.sweep.present > most:
+        raise Tampered(where, f"expected at most {most} artifacts of the scope present, got {said.sweep.present}")

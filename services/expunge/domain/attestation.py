@@ -26,6 +26,7 @@ EARLIER: Final = 16
 """Most earlier checkpoints in a bundle."""
 CLOCKS: Final = timedelta(minutes=5)
 """How far apart the clocks of a witness or an authority and of an executor may be."""
+_LAST: Final = int(datetime(9999, 12, 31, tzinfo=UTC).timestamp())
 NOT_BEFORE: Final = "scope not attested before the first deed"
 _PATH: Final = re.compile(
     r"log/(?:checkpoint\.tsr|(checkpoints|consistency)/([1-9][0-9]{0,18})|timestamps/([1-9][0-9]{0,18})\.tsr)", re.ASCII
@@ -58,7 +59,9 @@ class Attestation:
         first: dict[str, int] = {}
         for one in self.cosignatures:
             first[one.key.name] = min(one.timestamp, first.get(one.key.name, one.timestamp))
-        return datetime.fromtimestamp(sorted(first.values())[trust.quorum - 1], UTC)
+        latest = sorted(first.values())[trust.quorum - 1]
+        # A time beyond what there are dates for is as good as none: it is after every deed.
+        return datetime.fromtimestamp(latest, UTC) if latest <= _LAST else datetime.max.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +123,7 @@ def check_before(
     for one in attested.earlier:
         times = [one.known_by(trust)] if trust.quorum else []
         times += [one.stamped] if trust.timestamp_authorities else []
-        if scope < one.checkpoint.size <= index and all(time is not None and time <= at + CLOCKS for time in times):
+        if scope < one.checkpoint.size <= index and all(time is not None and time - at <= CLOCKS for time in times):
             return f"scope attested at size {one.checkpoint.size}, before the first deed"
     if needed:
         asked = f"{trust.quorum} witnesses" + (" and a time stamp" if trust.timestamp_authorities else "")

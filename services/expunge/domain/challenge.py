@@ -2,7 +2,8 @@
 
 Which leaves are asked for follows from the root hash of a checkpoint that the auditor brings, from after the order's
 completion. The answer opens them in the trees that the scope fixed, and says of each whether the stores still have it.
-The openings are proof; what was read back is the answerer's word, unsigned, and best read with the auditor in the room.
+The openings are proof; what was read back is the word of whoever may only look: the answer is signed under role
+`rescanner`. It is no log entry, for it opens leaves.
 """
 
 from __future__ import annotations
@@ -11,17 +12,23 @@ import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Annotated, Final, Literal
 
-from pydantic import AwareDatetime, Field, ValidationError
+from pydantic import AwareDatetime, Field
 
-from expunge.domain import bundle, canonical, evidence, merkle, note, verification
+from expunge.domain import bundle, canonical, dsse, evidence, merkle, note, verification
 from expunge.domain.errors import Rejected, Tampered
 from expunge.domain.leaf import pack_leaves
 from expunge.domain.statement import Count, Frozen, Hex32, Scope, Uuid
 from expunge.domain.trust import Trust
+from expunge.domain.words import Role
 
 FORMAT: Final = "urn:expunge:challenge:v1"
+PAYLOAD_TYPE: Final = "application/vnd.expunge.challenge+json"
+"""Of the DSSE envelope: an answer is no statement, and no statement is an answer."""
+ANSWER_BYTES: Final = 1 << 29
+"""Largest signed answer that is read, bytes: what `MOST` openings take."""
 MOST: Final = 100_000
 """Most leaves of one challenge."""
 
@@ -63,10 +70,12 @@ class Answer(Frozen):
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """An answer that opens what was asked for. `size`: of the checkpoint; `present`: places that the stores still have."""
+    """An answer that opens what was asked for. `size`: of the checkpoint; `at`: when the stores were read; `present`: places
+    that they still have."""
 
     leaves: int
     size: int
+    at: datetime
     present: tuple[tuple[int, int], ...]
 
 
@@ -110,55 +119,95 @@ def _placed(ascending: Iterable[int], leaves: Sequence[int]) -> Iterable[tuple[i
 
 
 def dump(answer: Answer) -> bytes:
-    """Canonical JSON."""
+    """Canonical JSON: what is signed, as `PAYLOAD_TYPE`."""
     return canonical.dumps(answer.model_dump(mode="json"))
 
 
-def parse(data: bytes) -> Answer:
-    """Read an answer. Raises `Tampered("challenge")`."""
+def parse(signed: bytes) -> Answer:
+    """Read a signed answer; nothing is verified. Raises `Tampered("challenge")`."""
+    return _parsed(_envelope(signed).payload)
+
+
+def _envelope(signed: bytes) -> dsse.Envelope:
     try:
-        return Answer.model_validate_json(data)
-    except ValidationError as error:
+        return dsse.parse(signed, ANSWER_BYTES)
+    except Rejected as error:
+        raise Tampered("challenge", str(error)) from error
+
+
+def _parsed(data: bytes) -> Answer:
+    try:
+        answer = Answer.model_validate_json(data)
+        if dump(answer) == data:
+            return answer
+    except ValueError as error:  # pydantic's ValidationError is one
         raise Tampered("challenge", "expected the answer to a challenge, got something else") from error
+    raise Tampered("challenge", "expected canonical JSON (RFC 8785), got another spelling")
 
 
 def verify(
-    answer: Answer, files: Mapping[str, bytes], trust: Trust, checkpoint: bytes, count: int
+    signed: bytes, files: Mapping[str, bytes], trust: Trust, checkpoint: bytes, count: int
 ) -> Answered:  # fmt: skip
-    """Check an answer against an order's bundle and the auditor's own checkpoint and count.
+    """Check a signed answer against an order's bundle and the auditor's own checkpoint and count.
 
-    1. the bundle verifies, and the answer is about its scope, 2. the checkpoint is the log's, from after the completion,
-    and the answer's, 3. the places are those that follow from it, 4. each opens in its tree. Raises `Tampered` naming
-    the first thing that is wrong. What is still present is for the caller to judge.
+    1. the bundle verifies, 2. the checkpoint is the log's, cosigned as the policy asks, from after the completion, 3. a
+    rescanner's key signed the answer, which is about the bundle's scope and this checkpoint, 4. the places are those that
+    follow from it, 5. each opens in its tree. Raises `Tampered` naming the first thing that is wrong. What is still
+    present is for the caller to judge.
     """
     # 1
     summary = verification.verify(files, trust).verified()
     made = bundle.load(files)
     scope = evidence.scope_of(made, trust)
-    about = (answer.request, answer.sweep, answer.scope)
-    if about != (made.certificate.request, made.certificate.sweep, made.certificate.scope):
-        raise Tampered("challenge", "expected an answer about the bundle's order, got another's")
     # 2
-    try:
-        point = note.open_checkpoint(checkpoint, trust.log_keys, trust.origin)
-    except Rejected as error:
-        raise Tampered("checkpoint", str(error)) from error
+    point = _point(checkpoint, trust)
     if point.size <= summary.completion_index:
         raise Tampered(
             "checkpoint", f"expected a log of more than {summary.completion_index} entries, got {point.size}"
         )
+    # 3
+    answer = _signed(signed, trust, point.size)
+    about = (answer.request, answer.sweep, answer.scope)
+    if about != (made.certificate.request, made.certificate.sweep, made.certificate.scope):
+        raise Tampered("challenge", "expected an answer about the bundle's order, got another's")
     if answer.checkpoint.encode() != checkpoint:
         raise Tampered("challenge", "expected an answer to this checkpoint, got another's")
-    # 3
+    # 4
     leaves = [tree.leaves for tree in scope.trees]
     expected = places(point.root, answer.scope, leaves, count)
     if answer.count != count or tuple((one.tree, one.index) for one in answer.openings) != expected:
         raise Tampered("challenge", f"expected the {len(expected)} leaves that the checkpoint asks for, got others")
-    # 4
+    # 5
     for one in answer.openings:
         _check(one, scope)
     present = tuple((one.tree, one.index) for one in answer.openings if one.present)
-    return Answered(len(answer.openings), point.size, present)
+    return Answered(len(answer.openings), point.size, answer.at, present)
+
+
+def _point(checkpoint: bytes, trust: Trust) -> note.Checkpoint:
+    """The auditor's checkpoint. An issuer may sign as many forks as it likes until one draws kindly: witnesses do not."""
+    try:
+        point = note.open_checkpoint(checkpoint, trust.log_keys, trust.origin)
+        names = {one.key.name for one in note.open_note(checkpoint, trust.log_keys).cosignatures}
+    except Rejected as error:
+        raise Tampered("checkpoint", str(error)) from error
+    if len(names) < trust.quorum:
+        raise Tampered("checkpoint", f"expected cosignatures by {trust.quorum} pinned witnesses, got {len(names)}")
+    return point
+
+
+def _signed(signed: bytes, trust: Trust, size: int) -> Answer:
+    """The answer, once a rescanner's key that was valid then is seen to have signed it. `size`: of the log at the least."""
+    envelope = _envelope(signed)
+    answer = _parsed(envelope.payload)
+    if len(envelope.signatures) != 1:
+        raise Tampered("challenge", f"expected one signature, got {len(envelope.signatures)}")
+    try:
+        key = trust.key_for(Role.RESCANNER, envelope.signatures[0].key_id, None, answer.at, size)
+        dsse.verify(envelope, key, PAYLOAD_TYPE)
+    except Tampered as error:
+        raise Tampered("challenge", str(error)) from error
+    return answer
 
 
 def _check(one: Opened, scope: Scope) -> None:

@@ -140,14 +140,14 @@ def sign(payload: bytes, payload_type: str, key: SigningKey) -> bytes:
     ).encode()
 
 
-def parse(envelope: bytes) -> Envelope:
-    """Read an envelope's shape; nothing is verified. Raises `Rejected`: "too-large" or "malformed".
+def parse(envelope: bytes, limit: int = MESSAGE_BYTES) -> Envelope:
+    """Read an envelope's shape; nothing is verified. Raises `Rejected`: "too-large" (over `limit` bytes) or "malformed".
 
     Stricter than the spec in one thing: unknown fields are refused, so that nothing unsigned rides along. Both base64
     alphabets are read, as the spec demands, so an envelope's bytes are not its identity: its payload's digest is.
     """
-    if len(envelope) > MESSAGE_BYTES:
-        raise Rejected("too-large", f"expected at most {MESSAGE_BYTES} bytes, got {len(envelope)}")
+    if len(envelope) > limit:
+        raise Rejected("too-large", f"expected at most {limit} bytes, got {len(envelope)}")
     value = canonical.loads(envelope)
     if not isinstance(value, dict) or value.keys() != {"payload", "payloadType", "signatures"}:
         raise _malformed("exactly payload, payloadType and signatures")

@@ -164,14 +164,14 @@ def sorted_out(entries: tuple[Entry, ...], certificate: Certificate, trust: Trus
     scope_entry, scope = _one_scope(entries, certificate)
     for entry in entries:
         if entry is not scope_entry:
-            _check_about(entry, certificate)
+            check_about(entry, certificate.sweep, certificate.scope)
             if entry.index < scope_entry.index:
                 raise Tampered(
                     f"statement {entry.index}", f"expected the scope to be logged before, it is at {scope_entry.index}"
                 )
     chunks = [(entry, entry.predicate) for entry in entries if isinstance(entry.predicate, Chunk)]
     _check_presence_first(chunks)
-    _check_approved(entries, scope, chunks, trust)
+    check_approved(entries, scope, chunks, trust)
     completion_entry, completion = _one_completion(entries, certificate)
     return Sweep(
         scope_entry=scope_entry,
@@ -193,21 +193,21 @@ def _one_scope(entries: Sequence[Entry], certificate: Certificate) -> tuple[Entr
     return entry, scope
 
 
-def _check_about(entry: Entry, certificate: Certificate) -> None:  # noqa: C901 - one case per predicate
+def check_about(entry: Entry, sweep: str, scope: str) -> None:  # noqa: C901 - one case per predicate
     """Refuse statements that are about something else, and those that this verifier would not know how to weigh."""
     where = f"statement {entry.index}"
     match entry.predicate:
         case Chunk() | Completion() | ScopeApproved() | ScopeUnwitnessed() | ModelTainted() | MetricVoid() as said:
-            if (said.sweep, said.scope) != (certificate.sweep, certificate.scope):
+            if (said.sweep, said.scope) != (sweep, scope):
                 raise Tampered(where, "expected a statement about this sweep's scope, got another's")
         case ModelReplaced() | ModelDestroyed() as said:
-            if certificate.sweep not in said.sweeps:
+            if sweep not in said.sweeps:
                 raise Tampered(where, "expected a statement that resolves this sweep's taint, got another's")
         case Overdue() as said:
-            if said.sweep != certificate.sweep:
+            if said.sweep != sweep:
                 raise Tampered(where, "expected a statement about this sweep, got another's")
         case Reconciliation() as said:
-            if said.sweep is None or (said.sweep.sweep, said.sweep.scope) != (certificate.sweep, certificate.scope):
+            if said.sweep is None or (said.sweep.sweep, said.sweep.scope) != (sweep, scope):
                 raise Tampered(where, "expected a reconciliation that looked for this sweep's scope, got another's")
         case ScopeVoid():
             raise Tampered(where, "expected a scope that stands, this one is void")
@@ -217,13 +217,19 @@ def _check_about(entry: Entry, certificate: Certificate) -> None:  # noqa: C901 
             assert_never(entry.predicate)
 
 
-def check_attested(sweep: Sweep, attested: Attested, trust: Trust) -> str:
+def check_attested(
+    entries: Sequence[Entry],
+    scope: tuple[Entry, Scope],
+    chunks: Sequence[tuple[Entry, Chunk]],
+    attested: Attested,
+    trust: Trust,
+) -> str:
     """Check that pinned parties vouch for the scope before the first deed, where they must; what was seen, in words."""
-    deeds = [(entry.index, said.at) for entry, said in sweep.chunks if said.step in DEEDS]
+    deeds = [(entry.index, said.at) for entry, said in chunks if said.step in DEEDS]
     deed = (min(index for index, _ in deeds), min(at for _, at in deeds)) if deeds else None
-    said_so = any(isinstance(entry.predicate, ScopeUnwitnessed) for entry in sweep.entries)
-    needed = sweep.scope.sweep_class == "order"
-    seen = attestation.check_before(attested, sweep.scope_entry.index, deed, trust, needed=needed)
+    said_so = any(isinstance(entry.predicate, ScopeUnwitnessed) for entry in entries)
+    needed = scope[1].sweep_class == "order"
+    seen = attestation.check_before(attested, scope[0].index, deed, trust, needed=needed)
     return f"{seen}, as a statement says" if said_so and seen == attestation.NOT_BEFORE else seen
 
 
@@ -236,9 +242,8 @@ def _check_presence_first(chunks: Sequence[tuple[Entry, Chunk]]) -> None:
             raise Tampered(coverage.place(chunk), "expected presence to be recorded before, got none")
 
 
-def _check_approved(
-    entries: Sequence[Entry], scope: Scope, chunks: Sequence[tuple[Entry, Chunk]], trust: Trust
-) -> None:
+def check_approved(entries: Sequence[Entry], scope: Scope, chunks: Sequence[tuple[Entry, Chunk]], trust: Trust) -> None:
+    """Check that two pinned approvers are named before an order's first deed. Raises `Tampered`."""
     first_deed = min((entry.index for entry, chunk in chunks if chunk.step in DEEDS), default=sys.maxsize)
     approved = False
     for entry in entries:

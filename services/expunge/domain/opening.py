@@ -7,7 +7,7 @@
 4. Signatures: every statement is signed under its role, and is about this receipt's sweep and scope.
 5. Leaves: each opens in a chunk that the rescanner signed; with the holder's copy of the photo, so does the leaf that is
    computed from that copy. Beside the sweep's files the chunks also recombine to the roots in the scope statement, which
-   was logged before any deed.
+   was logged before any deed and, for an order, approved and vouched for as in `domain.verification`.
 6. Outcome: the last outcome of step absence of each leaf.
 7. Summary: what was verified, when, to which level, by which method, and what was not covered.
 
@@ -19,20 +19,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 from pydantic import AwareDatetime
 
-from expunge.domain import accounting, bundle, coverage, evidence, merkle, note, receipt
+from expunge.domain import accounting, bundle, coverage, evidence, merkle, receipt
 from expunge.domain.accounting import Chunks
+from expunge.domain.attestation import Attested
 from expunge.domain.bundle import Shared
-from expunge.domain.coverage import DEEDS, ChunkState
+from expunge.domain.coverage import ChunkState
 from expunge.domain.errors import Tampered
 from expunge.domain.evidence import Entry
 from expunge.domain.limits import CHUNK_LEAVES
 from expunge.domain.receipt import OpenedLeaf, Receipt
-from expunge.domain.report import ALWAYS_NOT_COVERED, StepResult
-from expunge.domain.statement import Chunk, Completion, Count, Frozen, Scope, Uuid
+from expunge.domain.report import ALWAYS_NOT_COVERED, Steps, Told, Verdict
+from expunge.domain.statement import Chunk, Count, Frozen, Scope, Uuid
 from expunge.domain.trust import Trust
 from expunge.domain.words import FINAL_ABSENT, Kind, Level, Outcome, Step
 
@@ -54,7 +55,7 @@ class OpenedSummary(Frozen):
     copy_matches: bool | None
 
 
-class ReceiptSummary(Frozen):
+class ReceiptSummary(Told):
     """What a verified receipt says. `scope_checked`: whether the sweep's files were there to check the scope."""
 
     issuer: str
@@ -80,30 +81,8 @@ class ReceiptSummary(Frozen):
             yield f"not covered: {text}"
 
 
-class ReceiptReport(Frozen):
-    """The steps as far as they went. `where`: the first thing that is wrong; `summary`: only when all held."""
-
-    steps: tuple[StepResult, ...]
-    where: str | None
-    summary: ReceiptSummary | None
-
-    @property
-    def ok(self) -> bool:
-        """Whether every step held and every leaf is verified absent."""
-        return self.summary is not None
-
-    def verified(self) -> ReceiptSummary:
-        """The summary. Raises `Tampered` naming the first thing that is wrong."""
-        if self.summary is None:
-            raise Tampered(self.where or "receipt", self.steps[-1].detail)
-        return self.summary
-
-    def lines(self) -> Iterator[str]:
-        """In words, a line each."""
-        for step in self.steps:
-            yield f"{step.number:2} {step.name}: {'ok' if step.ok else 'FAILED'}: {step.detail}"
-        if self.summary is not None:
-            yield from self.summary.lines()
+ReceiptReport: TypeAlias = Verdict[ReceiptSummary]
+"""Of a receipt: it holds if every leaf is verified absent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,11 +98,8 @@ def verify(
 ) -> ReceiptReport:
     """Check a receipt. `sweep`: the files that the sweep's certificates share; `copy`: SHA-256 (32 bytes) of the holder's
     own copy of the photo. Never raises on what is in them: the report ends with the first step that failed."""
-    done: list[StepResult] = []
-
-    def passed(detail: str) -> None:
-        done.append(StepResult(number=len(done) + 1, name=STEPS[len(done)], ok=True, detail=detail))
-
+    steps = Steps(STEPS)
+    passed = steps.passed
     try:
         # 1. Policy
         found = receipt.parse(data)
@@ -136,8 +112,11 @@ def verify(
             raise Tampered("receipt", "expected the sweep's files beside a receipt without statements, got none")  # noqa: TRY301
         passed(f"receipt by {trust.issuer}; {len(trust.keys)} keys pinned")
         # 2. Checkpoint
-        checkpoints = [_checkpoint(one, trust, alone=True) for one in own]
-        checkpoints += [_checkpoint(one, trust, alone=False) for one in beside]
+        unstamped = trust.model_copy(update={"timestamp_authorities": ()})  # a receipt alone has no room for a token
+        for one in own:
+            evidence.attested(one, unstamped)
+        attested = [evidence.attested(one, trust) for one in beside]
+        checkpoints = [evidence.checkpoint(one, trust) for one in sources]
         size = max(one.size for one in checkpoints)
         passed(f"log {trust.origin} at size {size}")
         # 3. Inclusion
@@ -148,7 +127,7 @@ def verify(
         entries = _entries(found, sources, trust)
         passed(f"{len(entries)} statements about this sweep, signed under their roles")
         # 5. Leaves
-        scope = _scope(entries, found) if beside else None
+        scope = _scope(entries, found, attested[0], trust) if beside else None
         chunks = _chunks_beside(entries, scope, beside[0]) if scope is not None else None
         places = [_place(one, entries, chunks) for one in found.leaves]
         matches = _opened(found, places, copy)
@@ -167,15 +146,8 @@ def verify(
         )
         passed(f"{len({one.store for one in summary.leaves})} stores")
     except Tampered as error:
-        step = StepResult(number=len(done) + 1, name=STEPS[len(done)], ok=False, detail=str(error))
-        return ReceiptReport(steps=(*done, step), where=error.where, summary=None)
-    return ReceiptReport(steps=tuple(done), where=None, summary=summary)
-
-
-def _checkpoint(source: Shared, trust: Trust, *, alone: bool) -> note.Checkpoint:
-    found = evidence.checkpoint(source, trust)
-    evidence.attested(source, trust.model_copy(update={"timestamp_authorities": ()}) if alone else trust)
-    return found
+        return ReceiptReport(steps=steps.failed(error), where=error.where, summary=None)
+    return ReceiptReport(steps=steps.taken, where=None, summary=summary)
 
 
 def _entries(found: Receipt, sources: list[Shared], trust: Trust) -> list[Entry]:
@@ -183,11 +155,8 @@ def _entries(found: Receipt, sources: list[Shared], trust: Trust) -> list[Entry]
     entries: dict[int, Entry] = {}
     for source in sources:
         for entry in evidence.signed(source, trust):
-            said = entry.predicate
-            if isinstance(said, Chunk | Completion) and (said.sweep, said.scope) != (found.sweep, found.scope):
-                raise Tampered(
-                    f"statement {entry.index}", "expected a statement about this sweep's scope, got another's"
-                )
+            if not isinstance(entry.predicate, Scope):
+                evidence.check_about(entry, found.sweep, found.scope)
             known = entries.setdefault(entry.index, entry)
             if known.digest != entry.digest:
                 raise Tampered(f"statement {entry.index}", "expected one statement at a log index, got two")
@@ -199,14 +168,17 @@ def _entries(found: Receipt, sources: list[Shared], trust: Trust) -> list[Entry]
     return [entries[index] for index in sorted(entries)]
 
 
-def _scope(entries: list[Entry], found: Receipt) -> Scope:
+def _scope(entries: list[Entry], found: Receipt, attested: Attested, trust: Trust) -> Scope:
+    """The scope that the receipt names, once it is seen to have been fixed, and vouched for, before any deed."""
     scopes = [(one, one.predicate) for one in entries if isinstance(one.predicate, Scope)]
     if len(scopes) != 1 or (scopes[0][0].digest, scopes[0][1].sweep) != (found.scope, found.sweep):
         raise Tampered("scope", "expected the scope statement that the receipt names, and no other")
     entry, scope = scopes[0]
-    for one in entries:
-        if isinstance(one.predicate, Chunk) and one.predicate.step in DEEDS and one.index < entry.index:
-            raise Tampered(f"statement {one.index}", "expected the scope to be logged before any deed")
+    if entries[0] is not entry:
+        raise Tampered(f"statement {entries[0].index}", "expected the scope to be logged before any deed")
+    chunks = [(one, one.predicate) for one in entries if isinstance(one.predicate, Chunk)]
+    evidence.check_approved(entries, scope, chunks, trust)
+    evidence.check_attested(entries, (entry, scope), chunks, attested, trust)
     return scope
 
 

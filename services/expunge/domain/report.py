@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Final
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Final, Generic, TypeAlias, TypeVar
 
 from pydantic import AwareDatetime
 
@@ -30,6 +31,69 @@ class StepResult(Frozen):
     detail: str
 
 
+S = TypeVar("S", bound="Told")
+
+
+class Told(Frozen, ABC):
+    """A summary that can be put in words."""
+
+    @abstractmethod
+    def lines(self) -> Iterator[str]:
+        """In words, a line each."""
+
+
+class Verdict(Frozen, Generic[S]):
+    """The steps as far as they went. `where`: the first thing that is wrong; `summary`: only when all held."""
+
+    steps: tuple[StepResult, ...]
+    where: str | None
+    summary: S | None
+
+    @property
+    def ok(self) -> bool:
+        """Whether every step held."""
+        return self.summary is not None
+
+    def verified(self) -> S:
+        """The summary. Raises `Tampered` naming the first thing that is wrong."""
+        if self.summary is None:
+            raise Tampered(self.where or "evidence", self.steps[-1].detail)
+        return self.summary
+
+    def lines(self) -> Iterator[str]:
+        """In words, a line each."""
+        for step in self.steps:
+            yield f"{step.number:2} {step.name}: {'ok' if step.ok else 'FAILED'}: {step.detail}"
+        if self.summary is not None:
+            yield from self.summary.lines()
+
+
+class Steps:
+    """The steps of one verification as they are taken, in the order of their `names` (mutable)."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
+        self._done: list[StepResult] = []
+
+    def passed(self, detail: str) -> None:
+        """The next step held; what was seen."""
+        self._add(detail, ok=True)
+
+    def failed(self, error: Tampered) -> tuple[StepResult, ...]:
+        """All steps, the next of which failed."""
+        self._add(str(error), ok=False)
+        return self.taken
+
+    @property
+    def taken(self) -> tuple[StepResult, ...]:
+        """Those so far."""
+        return tuple(self._done)
+
+    def _add(self, detail: str, *, ok: bool) -> None:
+        number = len(self._done)
+        self._done.append(StepResult(number=number + 1, name=self._names[number], ok=ok, detail=detail))
+
+
 class StoreSummary(Frozen):
     """The request's artifacts of one kind in one store. `absent`: verified absent; `level`, `verified_at`: the least
     level and the latest time of the rescans that say so, None where none does; `methods`: theirs; `erased_by`: the
@@ -47,7 +111,7 @@ class StoreSummary(Frozen):
     verified_at: AwareDatetime | None
 
 
-class Summary(Frozen):
+class Summary(Told):
     """What a verified bundle says. `not_covered` is the issuer's own list, not signed. `reconciled`: what the
     rescanner counted of the sources after an order, if that is in the bundle."""
 
@@ -89,30 +153,8 @@ class Summary(Frozen):
             yield f"not covered: {text}"
 
 
-class Report(Frozen):
-    """The steps as far as they went. `where`: the first thing that is wrong; `summary`: only when all held."""
-
-    steps: tuple[StepResult, ...]
-    where: str | None
-    summary: Summary | None
-
-    @property
-    def ok(self) -> bool:
-        """Whether every step held."""
-        return self.summary is not None
-
-    def verified(self) -> Summary:
-        """The summary. Raises `Tampered` naming the first thing that is wrong."""
-        if self.summary is None:
-            raise Tampered(self.where or "bundle", self.steps[-1].detail)
-        return self.summary
-
-    def lines(self) -> Iterator[str]:
-        """In words, a line each."""
-        for step in self.steps:
-            yield f"{step.number:2} {step.name}: {'ok' if step.ok else 'FAILED'}: {step.detail}"
-        if self.summary is not None:
-            yield from self.summary.lines()
+Report: TypeAlias = Verdict[Summary]
+"""Of a bundle."""
 
 
 def _store_lines(one: StoreSummary) -> Iterator[str]:

@@ -7,11 +7,11 @@ Spec: https://github.com/in-toto/attestation/blob/main/spec/v1/statement.md; the
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from itertools import groupby
 from typing import Annotated, ClassVar, Final, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter
 
 from expunge.domain import canonical
 from expunge.domain.errors import Rejected
@@ -22,6 +22,8 @@ STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
 
 Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 """A SHA-256 digest, lower-case hex."""
+Instant = Annotated[AwareDatetime, AfterValidator(lambda at: at.astimezone(UTC))]
+"""A time in UTC, however it was given: spelled with `Z`."""
 Uuid = Annotated[str, Field(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
 Count = Annotated[int, Field(ge=0, le=2**53 - 1)]
 """Fits an IEEE double, as RFC 8785 asks of numbers."""
@@ -64,7 +66,7 @@ class Scope(Frozen):
     handles_root: Hex32 | None
     excluded: Count
     file: Hex32
-    at: AwareDatetime
+    at: Instant
 
 
 class Chunk(Frozen):
@@ -93,7 +95,7 @@ class Chunk(Frozen):
     method: str
     residue: tuple[str, ...]
     sampled: Count
-    at: AwareDatetime
+    at: Instant
 
 
 class Completion(Frozen):
@@ -108,7 +110,7 @@ class Completion(Frozen):
     requests: Count
     root: Hex32
     results: dict[str, Count]
-    at: AwareDatetime
+    at: Instant
 
 
 class SourceCount(Frozen):
@@ -128,7 +130,7 @@ class RegisteredBatch(Frozen):
     root: Hex32
     images: Count
     counts: tuple[SourceCount, ...]
-    at: AwareDatetime
+    at: Instant
 
 
 class ScopeApproved(Frozen):
@@ -138,7 +140,7 @@ class ScopeApproved(Frozen):
     sweep: Uuid
     scope: Hex32
     approvers: tuple[Hex32, ...]
-    at: AwareDatetime
+    at: Instant
 
 
 class ScopeVoid(Frozen):
@@ -148,7 +150,7 @@ class ScopeVoid(Frozen):
     sweep: Uuid
     scope: Hex32
     reason: Literal["approval-expired", "cancelled", "scope-lost"]
-    at: AwareDatetime
+    at: Instant
 
 
 class ScopeUnwitnessed(Frozen):
@@ -163,7 +165,7 @@ class ScopeUnwitnessed(Frozen):
     quorum: Count
     cosigned: Count
     timestamped: bool
-    at: AwareDatetime
+    at: Instant
 
 
 class ModelTainted(Frozen):
@@ -180,7 +182,7 @@ class ModelTainted(Frozen):
     direct: Count
     path: tuple[str, ...]
     remedy: Remedy
-    due: AwareDatetime
+    due: Instant
 
 
 class MetricVoid(Frozen):
@@ -191,7 +193,7 @@ class MetricVoid(Frozen):
     scope: Hex32
     model: str
     images: Count
-    at: AwareDatetime
+    at: Instant
 
 
 class ModelReplaced(Frozen):
@@ -213,7 +215,7 @@ class ModelReplaced(Frozen):
     sweeps: tuple[Uuid, ...]
     level: Level
     method: str
-    at: AwareDatetime
+    at: Instant
 
 
 class ModelDestroyed(Frozen):
@@ -225,7 +227,7 @@ class ModelDestroyed(Frozen):
     sweeps: tuple[Uuid, ...]
     level: Level
     method: str
-    at: AwareDatetime
+    at: Instant
 
 
 class Overdue(Frozen):
@@ -234,8 +236,8 @@ class Overdue(Frozen):
     type: Literal["urn:expunge:overdue:v1"] = "urn:expunge:overdue:v1"
     sweep: Uuid
     provision: Provision
-    due: AwareDatetime
-    at: AwareDatetime
+    due: Instant
+    at: Instant
 
 
 class KeyDestroyed(Frozen):
@@ -246,7 +248,7 @@ class KeyDestroyed(Frozen):
 
     type: Literal["urn:expunge:key-destroyed:v1"] = "urn:expunge:key-destroyed:v1"
     bucket: date
-    at: AwareDatetime
+    at: Instant
 
 
 class KeyEvent(Frozen):
@@ -261,8 +263,8 @@ class KeyEvent(Frozen):
     role: Role
     store: str | None
     key_id: Hex32
-    since: AwareDatetime
-    at: AwareDatetime
+    since: Instant
+    at: Instant
 
 
 class ReconciledCount(Frozen):
@@ -301,7 +303,7 @@ class Reconciliation(Frozen):
     parts: Count
     counts: tuple[ReconciledCount, ...]
     sweep: ReconciledSweep | None
-    at: AwareDatetime
+    at: Instant
 
 
 Predicate = Annotated[
@@ -396,10 +398,14 @@ def parse(data: bytes) -> Statement:
         names = [one.name for one in read.subject]
         if len(set(names)) != len(names) or read.predicate.type != read.predicateType:
             raise TypeError  # noqa: TRY301
-    except (KeyError, TypeError, ValidationError) as error:
-        message = "expected an in-toto v1 statement with a known predicate, got something else"
+        subjects = {one.name: one.digest["sha256"] for one in read.subject}
+        # One spelling: nothing that another reader could take for another value, and the same statement is the same bytes.
+        if payload(read.predicate, subjects) != data:
+            raise TypeError  # noqa: TRY301
+    except (KeyError, TypeError, ValueError) as error:  # pydantic's ValidationError is a ValueError
+        message = "expected an in-toto v1 statement with a known predicate, in canonical JSON, got something else"
         raise Rejected("malformed", message) from error
-    return Statement(subjects={one.name: one.digest["sha256"] for one in read.subject}, predicate=read.predicate)
+    return Statement(subjects=subjects, predicate=read.predicate)
 
 
 def runs(outcomes: Iterable[int]) -> tuple[tuple[Outcome, int], ...]:

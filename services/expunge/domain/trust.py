@@ -91,7 +91,8 @@ class Trust(Frozen):
     """A policy. `issuer`: whose certificates; `origin`, `log_key`: the log's name and its C2SP verifier key;
     `witnesses`: verifier keys of cosigners (empty: none asked for), `witness_quorum`: how many of them must have cosigned
     (None: all); `timestamp_authorities`: certificates (PEM) of time stamping authorities or of their roots, one of which
-    must have stamped (empty: none asked for)."""
+    must have stamped (empty: none asked for); `reconciled_orders`: whether an order's data certificate must be followed by
+    a reconciliation without differences."""
 
     version: Literal[1] = 1
     issuer: str = Field(min_length=1)
@@ -101,6 +102,7 @@ class Trust(Frozen):
     witnesses: tuple[Annotated[str, AfterValidator(_witness_key)], ...] = ()
     witness_quorum: Annotated[int, Field(ge=0)] | None = None
     timestamp_authorities: tuple[Annotated[str, AfterValidator(_certificate)], ...] = ()
+    reconciled_orders: bool = False
 
     model_config = ConfigDict(frozen=True, extra="forbid", ignored_types=(cached_property,))
 
@@ -120,6 +122,9 @@ class Trust(Frozen):
         names = [NoteKey.parse(text).name for text in self.witnesses]
         if len(set(names)) != len(names):
             raise ValueError("expected each witness once, by name")
+        vouching = [NoteKey.parse(text).public.raw for text in (self.log_key, *self.witnesses)]
+        if len(set(vouching)) != len(vouching):
+            raise ValueError("expected a key of its own for the log and for each witness")
         if (self.witness_quorum or 0) > len(names):
             raise ValueError(f"expected a quorum of at most {len(names)} witnesses, got {self.witness_quorum}")
         return self

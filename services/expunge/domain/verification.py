@@ -14,16 +14,18 @@ believed before something pinned has vouched for it. Needs only the light core: 
 7. Claim: it opens in the scope's tree of requests, and the certificate's indices are those it fixed.
 8. Outcomes: the last outcome of step absence of every leaf of the claim, counted.
 9. Completion: it opens in the round's statement; its counts are those counted, its result is the one they give, and the
-   models it calls replaced or destroyed are so by statements about this sweep. Where the bundle has a reconciliation that
-   followed it, its arithmetic holds, and what was verified absent is not among what it found present.
-10. Summary: what was verified, to which level, by which method, and what was not covered. The HTML page, if there is
+   models it calls replaced or destroyed are so by statements about this sweep, and due when those say.
+10. Reconciliation: of those in the bundle that followed the completion the arithmetic holds, and what was verified absent
+   is not among what they found present. An order's data certificate must have one without differences, where the policy
+   asks for it; "not there yet" is what this step says until the rescanner has counted.
+11. Summary: what was verified, to which level, by which method, and what was not covered. The HTML page, if there is
    one, is exactly what this verifier makes of the same evidence.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
@@ -36,7 +38,7 @@ from expunge.domain.coverage import DEEDS
 from expunge.domain.errors import Tampered
 from expunge.domain.evidence import Sweep
 from expunge.domain.limits import CHUNK_LEAVES
-from expunge.domain.report import Report, StepResult, StoreSummary, Summary
+from expunge.domain.report import Report, Steps, StoreSummary, Summary
 from expunge.domain.statement import Chunk, ReconciledCount, Scope
 from expunge.domain.trust import Trust
 from expunge.domain.words import FINAL_ABSENT, Level, Outcome, Step
@@ -51,6 +53,7 @@ STEPS: Final = (
     "claim",
     "outcomes",
     "completion",
+    "reconciliation",
     "summary",
 )
 
@@ -58,11 +61,8 @@ STEPS: Final = (
 def verify(files: Mapping[str, bytes], trust: Trust) -> Report:
     """Check a bundle; the steps are those of this module's docstring. Never raises on what is in the bundle: the report
     ends with the first step that failed, and says where."""
-    done: list[StepResult] = []
-
-    def passed(detail: str) -> None:
-        done.append(StepResult(number=len(done) + 1, name=STEPS[len(done)], ok=True, detail=detail))
-
+    steps = Steps(STEPS)
+    passed = steps.passed
     try:
         # 1. Policy
         bundle = bundles.load(files)
@@ -82,7 +82,7 @@ def verify(files: Mapping[str, bytes], trust: Trust) -> Report:
         passed(f"{len(entries)} statements signed under their roles")
         # 5. Order
         sweep = evidence.sorted_out(entries, certificate, trust)
-        seen = evidence.check_attested(sweep, attested, trust)
+        seen = evidence.check_attested(sweep.entries, (sweep.scope_entry, sweep.scope), sweep.chunks, attested, trust)
         passed(
             f"scope at index {sweep.scope_entry.index} before every deed, completion at {sweep.completion_entry.index}"
             + (f"; {seen}" if seen else "")
@@ -100,20 +100,17 @@ def verify(files: Mapping[str, bytes], trust: Trust) -> Report:
         passed(accounting.in_words(counts))
         # 9. Completion
         accounting.check_completion(certificate, sweep, counts)
-        reconciled = accounting.check_reconciled(sweep, chunks)
         passed(f"{certificate.provision.value}: {certificate.completed.result}, as the outcomes give it")
-        # 10. Summary
+        # 10. Reconciliation
+        seen, reconciled = accounting.check_reconciled(certificate, sweep, chunks, needed=trust.reconciled_orders)
+        passed(seen)
+        # 11. Summary
         _check_page(bundle, sweep, checkpoint)
         summary = _summary(certificate, sweep, counts, checkpoint, reconciled)
         passed(f"{len(summary.stores)} stores, {len(summary.models)} models")
     except Tampered as error:
-        return _failed(done, error.where, str(error))
-    return Report(steps=tuple(done), where=None, summary=summary)
-
-
-def _failed(done: Sequence[StepResult], where: str, detail: str) -> Report:
-    step = StepResult(number=len(done) + 1, name=STEPS[len(done)], ok=False, detail=detail)
-    return Report(steps=(*done, step), where=where, summary=None)
+        return Report(steps=steps.failed(error), where=error.where, summary=None)
+    return Report(steps=steps.taken, where=None, summary=summary)
 
 
 def _check_page(bundle: bundles.Bundle, sweep: Sweep, checkpoint: note.Checkpoint) -> None:

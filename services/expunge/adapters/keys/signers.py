@@ -117,6 +117,7 @@ class FileSigners:
             origin=self.origin,
             log_key=NoteKey.log(self.origin, dsse.PublicKey.from_base64(log.public)).encode(),
             keys=(*keys, *others),
+            reconciled_orders=True,
         )
 
     def listed(self) -> tuple[ListedKey, ...]:
