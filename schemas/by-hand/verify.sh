@@ -7,7 +7,7 @@
 #   node     @sigstore/verify: every statement's signature, under its role
 #   openssl  every statement's signature once more, and time stamps
 #
-# What they do not do is the arithmetic over the statements: that is `expunge verify`, or steps 5 to 9 of EVIDENCE.md.
+# What they do not do is the arithmetic over the statements: that is `expunge verify`, or steps 5 to 10 of EVIDENCE.md.
 # A tool that is missing is said aloud, and the exit code is then 3; 1 means that something does not verify.
 set -euo pipefail
 [ $# -eq 2 ] || { echo "usage: verify.sh BUNDLE POLICY.json" >&2; exit 2; }

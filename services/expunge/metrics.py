@@ -42,6 +42,15 @@ RETRAINING: Final = Gauge("expunge_retraining_jobs", "Retraining jobs by state."
 RETRIES: Final = Gauge("expunge_parked_events", "Events that wait to be tried again.", ("worker",))
 DEAD_LETTERS: Final = Gauge("expunge_dead_letters", "Messages given up and not yet dealt with.", ("worker",))
 LOG_SIZE: Final = Gauge("expunge_log_size", "Entries under the newest published checkpoint.")
+UNATTESTED: Final = Gauge(
+    "expunge_unattested_seconds",
+    "Since when checkpoints lack the cosignatures or the time stamp that this log asks for; 0 when the newest has them.",
+)
+WITNESS_ANSWERS: Final = Counter(
+    "expunge_witness_answers_total",
+    "What witnesses said to a checkpoint: cosigned, silent, refused, bad (its signature).",
+    ("witness", "answer"),
+)
 OUTBOX: Final = Gauge("expunge_outbox_rows", "Events committed but not yet published.")
 AUDIT_AT: Final = Gauge("expunge_audit_timestamp_seconds", "When the log last passed its audit.")
 BUILD: Final = Info("expunge_build", "Version that runs.")

@@ -31,11 +31,15 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from expunge.adapters.stores.faiss import FaissStore
 from expunge.adapters.stores.table import open_store
 from expunge.client import Publisher
-from expunge.domain import dsse, lineage, request, topics
+from expunge.domain import canonical, dsse, lineage, opening, request, topics
+from expunge.domain.errors import Rejected
+from expunge.domain.leaf import derive_key, nonces
 from expunge.domain.request import OrderProvision, SubjectRef
+from expunge.domain.trust import Trust
 from expunge.domain.words import Grade, Kind, Provision, Remedy
+from expunge.openings import Wanted
 from expunge.pipeline import WORKERS
-from expunge.readside import reader
+from expunge.readside import reader, trusted
 from expunge.wiring.up import Embedded, register_key
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
@@ -131,7 +135,10 @@ class Story:
     def __init__(self, root: Path, embedded: Embedded) -> None:
         self.root, self.embedded, self.canaries = root, embedded, Canaries()
         self.key = dsse.SigningKey.from_seed(os.urandom(32))
-        self.urls = {"photos": f"file://{root}/photos", "faces": f"faiss://{root}/faces"}
+        self.digests: dict[tuple[int, int], str] = {}
+        self.urls = {
+            "photos": f"file://{root}/photos", "faces": f"faiss://{root}/faces", "models": f"file://{root}/models"
+        }  # fmt: skip
         self.canaries.text("family name", FAMILY, FAMILY.lower())
         self.canaries.text("e-mail", EMAIL)
         self.canaries.text("folder", str(root))
@@ -140,8 +147,10 @@ class Story:
             self.canaries.text("first name", name, name.lower())
 
     def prepare(self) -> None:
-        for name in ("photos", "faces"):
+        for name in ("photos", "faces", "models"):
             (self.root / name).mkdir()
+        (self.root / "models" / self.unit).mkdir()
+        (self.root / "models" / self.unit / self.weights).write_bytes(os.urandom(5000))
         self.embedded.use_stores(self.urls)
         faces = open_store(self.urls["faces"], "faces")
         assert isinstance(faces, FaissStore)
@@ -151,6 +160,7 @@ class Story:
         self.embedded.start_workers()
         self.sign("publisher", "accounts", self.key)
 
+    unit, weights = f"{FAMILY.lower()}-models", f"{FAMILY.lower()}-face.bin"
     index = f"{FAMILY.lower()}-family.faiss"
     broken = f"{FAMILY.lower()}-broken.faiss"
 
@@ -176,6 +186,7 @@ class Story:
         self.canaries.text("locator", file)
         self.canaries.text("image key", key)
         self.canaries.digest("photo digest", hashlib.sha256(data).digest())
+        self.digests[person, number] = hashlib.sha256(data).hexdigest()
         digest = hashlib.sha256(data).hexdigest()
         return lineage.ImageRecord(
             key=key,
@@ -221,6 +232,7 @@ class Story:
         publisher.lineage(
             lineage.ModelRegistered(
                 model="face@1", weights_digest="ab" * 32, purpose="training", trained_on=("all-1",),
+                weights=lineage.WeightsLocation(store="models", unit=self.unit, locator=self.weights),
                 code_digest="cd" * 32, params_digest="ef" * 32, created_at=datetime.now(UTC),
             )
         )  # fmt: skip
@@ -276,6 +288,10 @@ class Story:
         while words not in (self.embedded.directory / "logs" / f"{worker}.log").read_bytes():
             assert time.monotonic() < give_up, words
             time.sleep(0.1)
+
+    def policy(self) -> Trust:
+        """What an auditor would pin."""
+        return asyncio.run(trusted(self.embedded.deployment))
 
     async def bundles(self, asked: UUID) -> dict[str, bytes]:
         files = {}
@@ -366,14 +382,101 @@ def test_nothing_that_leaves_or_outlives_names_a_person(tmp_path: Path) -> None:
         search.bundles(asked)
         search.topics()
         search.tables()
+        kept = receipts(story, UUID(asked[0]), DELETED)
         embedded.stop_workers()
         search.files()
+        secrets = Secrets(story)
+        assert secrets.found() == {"keys"}, "before they are destroyed, keys are where keys are kept and nowhere else"
+        secrets.destroy()
+        assert not secrets.found()
+        for ask in (UUID(asked[0]), UUID(asked[1]), UUID(asked[3])):
+            with pytest.raises(Rejected, match="destroyed"):
+                asyncio.run(story.bundles(ask))
+        assert opening.verify(kept[0], story.policy()).ok, "what was given out verifies as before"
     assert not search.found, "\n".join(sorted(search.found))
     assert search.looked.keys() == {"metrics", "bundle", "topic", "table", "data/log", "logs"}
     written = {name for name, size in search.sized.items() if size}
     said = {"proofs", "retraining", "dead-letter", "purge", "invalidate", "rescan", "retrain", "outcomes"}
     assert {f"topic expunge.{name}" for name in said} <= written
     assert {"table dead_letter", "logs invalidate.log"} <= written
+
+
+def receipts(story: Story, asked: UUID, person: int) -> list[bytes]:
+    """Receipts of two photos of one person: they share the sweep and its public statements, and nothing of the leaves."""
+
+    async def made() -> list[bytes]:
+        async with reader(story.embedded.deployment) as opened:
+            return [await opened.receipt(asked, Wanted(story.digests[person, number])) for number in range(2)]
+
+    kept = asyncio.run(made())
+    first, second = map(json.loads, kept)
+    for name in ("nonce", "artifact", "digest"):
+        one, other = ({leaf[name] for leaf in found["leaves"]} for found in (first, second))
+        other_than_zeros = one & other - ({"0" * 64} if name == "digest" else set())
+        assert not other_than_zeros, f"two receipts of one person share a {name}"
+    assert all(first[name] == second[name] for name in ("format", "issuer", "sweep", "scope"))
+    public = {bytes(row[0]) for row in story.rows("select entry from log_entry")}
+    for found in (first, second):
+        assert all(canonical.dumps(one["envelope"]) in public for one in found["statements"])
+        assert found.keys() == {"format", "issuer", "sweep", "scope", "leaves", "statements", "checkpoint"}
+    return kept
+
+
+class Secrets:
+    """Every key from which a leaf, a claim or a certificate of this deployment can be opened; where they are found."""
+
+    def __init__(self, story: Story) -> None:
+        self.story, self.keys = story, story.embedded.deployment.keys
+        self.days = [row[0] for row in story.rows("select bucket from request union select bucket from sweep")]
+        self.values: set[bytes] = set()
+        for day, what, name in story.rows(
+            "select bucket, 'sweep', sweep_id from sweep union all select bucket, 'request', request_id from request"
+        ):
+            bucket = self.keys.bucket(day)
+            own = derive_key(bucket, what, name.bytes)
+            self.values |= {bucket, own}
+            if what == "sweep":
+                drawn = [derive_key(own, "nonces", tree.to_bytes(2, "big")) for tree in range(8)]
+                drawn += [
+                    derive_key(own, "requests"),
+                    *(derive_key(own, "round", n.to_bytes(4, "big")) for n in range(8)),
+                ]
+                self.values |= {*drawn, *(nonces(one, 4) for one in drawn), derive_key(own, "handles")}
+        assert len(self.values) > 50
+
+    def destroy(self) -> None:
+        """For real: in the key store of the deployment."""
+        for day in self.days:
+            self.keys.destroy(day)
+
+    def found(self) -> set[str]:
+        """In which part of what is left: files of servers, workers, keys and evidence, rows, records."""
+        directory = self.story.embedded.directory
+        where = {"keys"} if self._opens() else set()
+        spelled = [spelling for one in self.values for spelling in (one, one.hex().encode(), base64.b64encode(one))]
+        for name, data in self._left(directory):
+            where |= {name for one in spelled if one in data}
+        return where
+
+    def _opens(self) -> bool:
+        try:
+            return all(self.keys.bucket(day) for day in self.days)
+        except Rejected:
+            return False
+
+    def _left(self, directory: Path) -> Iterator[tuple[str, bytes]]:
+        seen = 0
+        for path in directory.rglob("*"):
+            if path.is_file() and not path.is_symlink():
+                seen += 1
+                yield str(path.relative_to(directory)), path.read_bytes()
+        assert seen > 500, "PostgreSQL, its write-ahead log and Kafka's segments too"
+        for (table,) in self.story.rows("select tablename from pg_tables where schemaname = 'public'"):
+            for row in self.story.rows(f"select * from {table}"):
+                yield f"table {table}", b"\n".join(as_bytes(one) for one in row)
+        for name in topics.TOPICS:
+            for data, _ in records(self.story.embedded.kafka.bootstrap, name):
+                yield f"topic {name}", data
 
 
 def played(story: Story) -> list[str]:
@@ -397,7 +500,7 @@ def played(story: Story) -> list[str]:
             reference=f"complaint of {EMAIL}",
             provisions=(
                 OrderProvision(number=1, covers=Provision.DATA, deadline=deadline),
-                OrderProvision(number=2, covers=Provision.MODELS, deadline=deadline, remedy=Remedy.RETRAIN),
+                OrderProvision(number=2, covers=Provision.MODELS, deadline=deadline, remedy=Remedy.DESTROY),
             ),
         )
         publisher.flush()
@@ -409,6 +512,12 @@ def played(story: Story) -> list[str]:
         with story.publisher(key) as approver:
             approver.approve(order, scope)
     story.until("select count(*) = 1 from request where data_result is not null and request_id = %s", UUID(order))
+    # The model goes with the order, and so do the people's: each has both certificates.
+    closed = [UUID(one) for one in (*asked, order)]
+    story.until("select count(*) = 3 from request where models_result = 'complete' and request_id = any(%s)", closed)
+    story.until("select count(*) = 6 from certificate c join round r using (sweep_id, round)"
+                " where c.request_id = any(%s) and r.log_index < (select max(size) from log_checkpoint where note is not null)",
+                closed)  # fmt: skip
     story.until("select count(*) >= %s from dead_letter", refused)
     story.until("select data_result = 'partial' from request where request_id = %s", UUID(stuck))
     with story.publisher() as publisher:

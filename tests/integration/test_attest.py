@@ -21,8 +21,10 @@ from expunge.domain.policy import Policy
 from expunge.domain.report import Report
 from expunge.domain.trust import Trust
 from expunge.domain.words import Provision
+from expunge.metrics import UNATTESTED, WITNESS_ANSWERS
 from expunge.ports import Timestamper, Witness, WitnessAt
 from expunge.stages.prove import Attest, Prove
+from expunge.wiring.coordinate import set_gauges
 from expunge.witness import cosigner
 from expunge.witness.server import application
 from tests.authority import Authority
@@ -364,3 +366,26 @@ async def test_a_restored_log_stops_the_coordinator_before_it_seals_or_signs(wor
         await world.coordinator.run()
     assert world.sql("select count(*) from sweep") == [(0,)]
     assert world.tiles.files == files
+
+
+async def test_a_witness_that_does_not_answer_is_measured(world: Deployment) -> None:
+    """What the alert ExpungeUnattested sees: the age of what nobody vouched for, and which witness is silent."""
+    (asked,) = witnesses(world, 1)
+    attest = attested(world, [asked], quorum=1)
+    silent = WITNESS_ANSWERS.labels(asked.key.name, "silent")
+    before = silent._value.get()
+    asked.down = True
+    await world.seed(*album(1))
+    world.ask(world.deletion(1))
+    await world.settle()
+    assert not await attest.attest()
+    assert silent._value.get() > before
+    world.sql("update log_checkpoint set made_at = made_at - interval '1 hour'")
+    async with world.ledger.transaction() as tx:
+        await set_gauges(tx)
+    assert 3600 <= UNATTESTED._value.get() < 7200
+    asked.down = False
+    assert await attest.attest()
+    async with world.ledger.transaction() as tx:
+        await set_gauges(tx)
+    assert UNATTESTED._value.get() == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -306,9 +307,9 @@ KILLED = textwrap.dedent(
     def dying(call):
         def counted(*arguments, **named):
             global left
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
             left -= 1
+            if left == -1:
+                os.kill(os.getpid(), getattr(signal, sys.argv[4]))
             return call(*arguments, **named)
         return counted
 
@@ -322,6 +323,7 @@ KILLED = textwrap.dedent(
         async with ledger.transaction() as tx:
             await prove.record(published, tx)
         await ledger.close()
+        sys.stdout.write(published.note.decode())
 
     asyncio.run(run())
     """
@@ -337,7 +339,8 @@ async def test_killed_between_any_two_writes_the_log_goes_on_as_one_tree(world: 
     while True:
         await world.append(2)
         ran = await asyncio.to_thread(
-            subprocess.run, [sys.executable, "-c", KILLED, world.dsn, str(tmp_path), str(point)], capture_output=True,
+            subprocess.run, [sys.executable, "-c", KILLED, world.dsn, str(tmp_path), str(point), "SIGKILL"],
+            capture_output=True,
             check=False, env=environment,
         )  # fmt: skip
         left = store.read("checkpoint")
@@ -356,3 +359,31 @@ async def test_killed_between_any_two_writes_the_log_goes_on_as_one_tree(world: 
         assert world.check(store) == size
         point += 1
     assert point >= 8
+
+
+@pytest.mark.parametrize("step", [0, 3, 7])
+async def test_a_process_that_was_stopped_wakes_to_no_second_tree(world: Log, tmp_path: Path, step: int) -> None:
+    """A real process, stopped by a signal before one of its writes; another appends and publishes; it is woken."""
+    store = FileTiles(tmp_path)
+    await world.append(3)
+    await world.publish(prover(world.ledger, store))
+    await world.append(2)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", KILLED, world.dsn, str(tmp_path), str(step), "SIGSTOP"]
+    with await asyncio.to_thread(subprocess.Popen, command, stdout=subprocess.PIPE, env=environment) as stopped:
+        _, status = await asyncio.to_thread(os.waitpid, stopped.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(status)
+        await world.append(4)
+        other = prover(world.ledger, store)
+        assert await world.publish(other) == 5, "what the stopped one intended is finished first"
+        assert await world.publish(other) == 9
+        newest = store.read("checkpoint")
+        stopped.send_signal(signal.SIGCONT)
+        said, _ = await asyncio.to_thread(stopped.communicate)
+    assert stopped.returncode == 0
+    world.signed[5].add(said)
+    assert store.read("checkpoint") == newest, "it takes nothing back"
+    assert world.check(store) == 9
+    await world.append(1)
+    assert await world.publish(prover(world.ledger, store)) == 10
+    assert world.check(store) == 10

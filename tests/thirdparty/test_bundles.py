@@ -19,10 +19,11 @@ from uuid import UUID
 import pytest
 
 from expunge import verify
-from expunge.domain import bundle, canonical, dsse, note, trust
+from expunge.domain import attestation, bundle, canonical, dsse, note, scitt, trust, verification
 from expunge.domain.trust import Trust
 from expunge.domain.words import Provision, Role
-from tests import evidence
+from tests import adversary, evidence
+from tests.authority import Authority
 from tests.coordination import album, deployed
 from tests.evidence import Synthetic, order_sweep, signing_key
 
@@ -30,6 +31,7 @@ pytestmark = [pytest.mark.thirdparty, pytest.mark.timeout(400)]
 
 BY_HAND: Final = Path(__file__).parents[2] / "schemas" / "by-hand"
 INSTALL_SECONDS: Final = 240
+AICS: Final = "aics-tlog==0.2.1"
 DEMO: Final = os.environ.get("THIRDPARTY_BUNDLES")
 
 Tool = Callable[[Path, Path], "subprocess.CompletedProcess[str]"]
@@ -88,7 +90,29 @@ def securesystemslib() -> Tool:
     return lambda files, policy: run(sys.executable, BY_HAND / "dsse.py", files, policy)
 
 
-@pytest.fixture(params=["go", "node", "openssl", "securesystemslib"])
+@pytest.fixture(scope="session")
+def aics(tmp_path_factory: pytest.TempPathFactory) -> Tool:
+    """In an environment of its own: it needs a later Python than ours."""
+    folder = tmp_path_factory.mktemp("aics")
+    installed(newer_python(), "-m", "venv", "venv", folder=folder)
+    python = folder / "venv" / "bin" / "python"
+    installed(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", AICS, folder=folder)
+    return lambda files, policy: run(python, BY_HAND / "aics.py", files, policy)
+
+
+def newer_python() -> str:
+    """A Python of 3.12 or later: on PATH, or as pyenv keeps it."""
+    names = [shutil.which(f"python3.{minor}") for minor in (14, 13, 12)]
+    names += sorted(map(str, (Path.home() / ".pyenv" / "versions").glob("3.1[2-9]*/bin/python")))
+    for one in filter(None, names):
+        if (
+            run(one, "-c", "import sys, venv; sys.exit(sys.version_info < (3, 12))").returncode == 0
+        ):  # a shim may lead nowhere
+            return one
+    pytest.skip("NOT CHECKED by aics-tlog: no Python 3.12 or later on this machine")
+
+
+@pytest.fixture(params=["go", "node", "openssl", "securesystemslib", "aics"])
 def tool(request: pytest.FixtureRequest) -> Tool:
     found: Tool = request.getfixturevalue(request.param)
     return found
@@ -97,6 +121,13 @@ def tool(request: pytest.FixtureRequest) -> Tool:
 @pytest.fixture(params=["node", "openssl", "securesystemslib"])
 def signatures(request: pytest.FixtureRequest) -> Tool:
     """Tools that check signatures."""
+    found: Tool = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.fixture(params=["go", "aics"])
+def log_tool(request: pytest.FixtureRequest) -> Tool:
+    """Tools that check checkpoints and inclusion."""
     found: Tool = request.getfixturevalue(request.param)
     return found
 
@@ -118,6 +149,7 @@ class Written:
         done = tool(self.folder, self.policy)
         assert done.returncode != 0, done.stdout
         assert why in done.stderr.lower(), done.stderr
+        adversary.refused()
 
     def change(self, path: str, change: Callable[[bytes], bytes]) -> Written:
         before = (self.folder / path).read_bytes()
@@ -151,6 +183,68 @@ async def test_every_tool_accepts_a_bundle_of_the_real_stages(tmp_path: Path, to
         written = Written(tmp_path / "out", files, world.trust)
     assert verify.verify(written.folder, verify.read_trust(written.policy)).ok
     written.accepted(tool)
+
+
+WITNESS: Final = "auditor.example/w1"
+
+
+def vouched(folder: Path) -> tuple[dict[str, bytes], Trust]:
+    """A bundle whose checkpoint a witness cosigned and an authority stamped, and the policy that asks for both."""
+    authority = Authority.found(folder / "authority")
+    files = Synthetic().files()
+    signed = files[bundle.CHECKPOINT]
+    signed += note.sign_cosignature(signed, signing_key(Role.WITNESS), WITNESS, int(evidence.START.timestamp()))
+    (authority.directory / "stamped").write_bytes(signed)
+    asked = run(
+        "openssl", "ts", "-query", "-data", "stamped", "-sha256", "-cert", "-out", "asked.tsq", cwd=authority.directory
+    )
+    assert asked.returncode == 0, asked.stderr
+    stamp = authority.reply((authority.directory / "asked.tsq").read_bytes())
+    key = note.NoteKey.witness(WITNESS, signing_key(Role.WITNESS).public).encode()
+    policy = evidence.trust(witnesses=(key,), timestamp_authorities=(authority.root,))
+    return files | {bundle.CHECKPOINT: signed, attestation.STAMP: stamp}, policy
+
+
+def test_every_tool_accepts_a_bundle_that_others_vouched_for(tmp_path: Path, tool: Tool) -> None:
+    needs("openssl")
+    files, policy = vouched(tmp_path)
+    assert verification.verify(files, policy).ok
+    Written(tmp_path, files, policy).accepted(tool)
+
+
+def test_a_time_stamp_over_another_checkpoint_or_by_another_authority_is_refused(tmp_path: Path, openssl: Tool) -> None:
+    files, policy = vouched(tmp_path)
+    other = Authority.found(tmp_path / "other", "other")
+    pinned = policy.model_copy(update={"timestamp_authorities": (other.root,)})
+    Written(tmp_path / "authority-2", files, pinned).refused(openssl, "")
+    bare = files | {bundle.CHECKPOINT: Synthetic().files()[bundle.CHECKPOINT]}
+    Written(tmp_path / "note", bare, policy).refused(openssl, "")
+    token = bytearray(files[attestation.STAMP])
+    token[len(token) // 2] ^= 1
+    Written(tmp_path / "token", files | {attestation.STAMP: bytes(token)}, policy).refused(openssl, "")
+
+
+def test_a_quorum_that_is_not_there_is_refused(tmp_path: Path, aics: Tool) -> None:
+    needs("openssl")
+    files, policy = vouched(tmp_path)
+    bare = files | {bundle.CHECKPOINT: Synthetic().files()[bundle.CHECKPOINT]}
+    Written(tmp_path / "none", bare, policy).refused(aics, "quorum")
+    stranger = note.NoteKey.witness(WITNESS, signing_key(Role.SCOPE).public).encode()
+    Written(tmp_path / "stranger", files, policy.model_copy(update={"witnesses": (stranger,)})).refused(aics, "quorum")
+
+
+@pytest.mark.parametrize("kind", SYNTHETIC)
+def test_scitt_accepts_every_statement_of_every_kind_of_bundle(kind: str) -> None:
+    scitt_cose = pytest.importorskip("scitt_cose")
+    built = SYNTHETIC[kind]()
+    logged, log = built.log.logged(built.kept()), signing_key(Role.LOG)
+    files = scitt.export(tuple(logged), note.read_checkpoint(built.log.checkpoint()), log)
+    for one, other in zip(logged, [*logged[1:], logged[0]], strict=True):
+        given = {"log_public_key_pem": log.public.to_pem()}
+        receipt = files[f"receipts/{one.index}.cbor"]
+        assert scitt_cose.verify_receipt(receipt, leaf_entry_hex=one.envelope.hex(), **given).ok
+        assert not scitt_cose.verify_receipt(receipt, leaf_entry_hex=other.envelope.hex(), **given).ok
+        adversary.refused()
 
 
 @pytest.mark.skipif(DEMO is None, reason="THIRDPARTY_BUNDLES names no directory of the demo's bundles")
@@ -218,9 +312,9 @@ def test_a_statement_under_another_role_is_refused(tmp_path: Path, node: Tool) -
         (lambda value: value.update(proof=value["proof"][::-1]), "proof"),
     ],
 )
-def test_a_changed_place_in_the_log_is_refused(tmp_path: Path, go: Tool, change: Any, why: str) -> None:
+def test_a_changed_place_in_the_log_is_refused(tmp_path: Path, log_tool: Tool, change: Any, why: str) -> None:
     written = Written(tmp_path, Synthetic().files(), evidence.trust())
-    written.change(bundle.STATEMENTS, statement(change)).refused(go, why)
+    written.change(bundle.STATEMENTS, statement(change)).refused(log_tool, why)
 
 
 def test_a_checkpoint_of_another_tree_key_or_log_is_refused(tmp_path: Path, go: Tool) -> None:

@@ -175,5 +175,6 @@ async def set_gauges(tx: Tx) -> None:
     for ((value,),), gauge in (
         (await tx.fetch("gauge_deadline"), metrics.NEAREST_DEADLINE),
         (await tx.fetch("gauge_outbox"), metrics.OUTBOX),
+        (await tx.fetch("gauge_unattested"), metrics.UNATTESTED),
     ):
         gauge.set(float(value or 0))

@@ -18,6 +18,7 @@ import structlog
 from expunge.domain import cosigning, merkle, note, tiles
 from expunge.domain.errors import Rejected, Retryable, Tampered
 from expunge.domain.note import NoteKey
+from expunge.metrics import WITNESS_ANSWERS
 from expunge.ports import Ledger, TileStore, Timestamper, Witness, WitnessAt
 
 SUBMISSIONS: Final = 3
@@ -120,15 +121,20 @@ class Attest:
                     answer = await witness.cosign(old, proof, signed)
                 if isinstance(answer, bytes):
                     self._sizes[name] = size
-                    return cosigning.cosigned_by(signed, answer, witness.key)
+                    signed = cosigning.cosigned_by(signed, answer, witness.key)
+                    WITNESS_ANSWERS.labels(name, "cosigned").inc()
+                    return signed
                 await self._check_behind(witness, answer.size)
         except (Retryable, TimeoutError) as error:
+            WITNESS_ANSWERS.labels(name, "silent").inc()
             _log.warning("witness does not answer", witness=name, reason=type(error).__name__)
         except Rejected as error:
+            WITNESS_ANSWERS.labels(name, "refused").inc()
             _log.error("witness refuses", witness=name, code=error.code)
         except Tampered as error:
             if error.where != "witness":
                 raise
+            WITNESS_ANSWERS.labels(name, "bad").inc()
             _log.error("witness answers with a bad signature", witness=name)
         return signed
 

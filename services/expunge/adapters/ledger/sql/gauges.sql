@@ -28,6 +28,11 @@ select extract(epoch from least(
     (select min(due) from taint where resolved_index is null)
 ))::float8
 
+-- name: gauge_unattested
+-- The oldest checkpoint that is published, lacks what others should have said, and is newer than all that have it.
+select extract(epoch from clock_timestamp() - min(made_at))::float8 from log_checkpoint
+where note is not null and not attested and size > (select coalesce(max(size), -1) from log_checkpoint where attested)
+
 -- name: gauge_outbox
 select count(*)::float8 from outbox
 
