@@ -10,7 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
-from expunge.domain import challenge, dsse, leaf, merkle, note, reconciliation, suppression, trust
+from kafka.partitioner.default import murmur2
+
+from expunge.domain import challenge, dsse, leaf, merkle, note, reconciliation, suppression, topics, trust
 from expunge.domain.words import Kind, Role
 from tests import evidence
 
@@ -211,6 +213,27 @@ def _bundle() -> dict[str, object]:
     }
 
 
+def _partition() -> dict[str, object]:
+    keys = [
+        "", "a", "ab", "abc", "abcd", "k1.0123456789abcdef", "k1.subject000000000001", "licensed-studio", "face@1",
+        "00000001-0000-4000-8000-000000000001", "k1.Zm9vYmFyYmF6LXF1eF8w", "key \u00fc\u4e2d",
+    ]  # fmt: skip
+    return {
+        "spec": "murmur2 of the key's UTF-8 bytes as the Java client has it (32 bits, seed 0x9747b28c);"
+        " partition = (hash & 0x7fffffff) mod partitions",
+        "partitions": {topic.name: topic.partitions for topic in (topics.REQUESTS, topics.LINEAGE)},
+        "keys": [
+            {
+                "key_text": key,
+                "hash": (hashed := murmur2(key.encode())) & 0xFFFFFFFF,
+                "partition_of_12": (hashed & 0x7FFFFFFF) % 12,
+                "partition_of_3": (hashed & 0x7FFFFFFF) % 3,
+            }
+            for key in keys
+        ],
+    }
+
+
 def files() -> dict[str, str]:
     """File name to the exact text it must have."""
     bodies = {
@@ -218,6 +241,7 @@ def files() -> dict[str, str]:
         "multiproof": _multiproof(),
         "dsse": _dsse(),
         "note": _note(),
+        "partition": _partition(),
         "leaf": _leaf(),
         "receipt": _receipt(),
         "suppression": _suppression(),

@@ -54,3 +54,14 @@ WITNESS_ANSWERS: Final = Counter(
 OUTBOX: Final = Gauge("expunge_outbox_rows", "Events committed but not yet published.")
 AUDIT_AT: Final = Gauge("expunge_audit_timestamp_seconds", "When the log last passed its audit.")
 BUILD: Final = Info("expunge_build", "Version that runs.")
+API_REQUESTS: Final = Counter(
+    "expunge_api_requests_total",
+    "HTTP requests to the read API by route template, method and class of status.",
+    ("route", "method", "status"),
+)
+API_SECONDS: Final = Histogram(
+    "expunge_api_seconds",
+    "Time from a request's head to the end of its answer.",
+    ("route",),
+    buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 15),
+)

@@ -39,7 +39,7 @@ from expunge.domain.limits import CHUNK_LEAVES
 from expunge.domain.scopefile import ScopeFile, chunk_roots
 from expunge.domain.trust import Trust, TrustedKey
 from expunge.domain.words import ModelStatus, Provision, Role
-from expunge.ports import KeyStore, Ledger, SealedStore, StoreReader, TileStore, Tx
+from expunge.ports import KeyStore, Ledger, Row, SealedStore, StoreReader, TileStore, Tx
 from expunge.stages.certify import round_file
 from expunge.wiring import Deployment
 
@@ -102,7 +102,7 @@ class Reader:
             rows = await tx.fetch("readside_box", request_id=request_id, provision=provision.value)
             if not rows:
                 raise Rejected("no-certificate", f"expected a {provision.value} certificate, none was issued yet")
-            (sweep_id, number, _, digest, position, length, file_digest, bucket, sweep_bucket, trees) = rows[0]
+            sweep_id, number = rows[0][:2]
             ((scope, completion, newest),) = await tx.fetch("readside_positions", sweep_id=sweep_id, round=number)
             statements = await tx.fetch("readside_statements", sweep_id=sweep_id, size=newest)
             last = max((index for index, _ in statements), default=-1)
@@ -112,6 +112,17 @@ class Reader:
             ((size, newest_note, token),) = checkpoints
             vouched = await tx.fetch("readside_scope_checkpoint", scope=scope, size=size)
             covered: dict[int, int] = dict(await tx.fetch("readside_covered", sweep_id=sweep_id))
+        return await asyncio.to_thread(
+            self._bundle, request_id, rows[0], (size, bytes(newest_note), token), statements, vouched, covered
+        )
+
+    def _bundle(
+        self, request_id: UUID, row: Row, newest: tuple[int, bytes, bytes | None], statements: Sequence[Row],
+        vouched: Sequence[Row], covered: Mapping[int, int],
+    ) -> dict[str, bytes]:  # fmt: skip
+        """Steps 1 to 3 of `certificate`: from files. Blocking."""
+        sweep_id, number, _, digest, position, length, file_digest, bucket, sweep_bucket, trees = row
+        size, newest_note, token = newest
         # 1
         name = round_file(sweep_id, number, bytes(file_digest))
         key = leaf.derive_key(self._keys.bucket(bucket), "request", request_id.bytes)
@@ -128,7 +139,7 @@ class Reader:
         ]
         roots = self._roots(sweep_id, sweep_bucket, trees, covered)
         earlier = [(at, bytes(old), stamp, merkle.consistency_path(tree, at)) for at, old, stamp in vouched]
-        return bundle.build(made, logged, bytes(newest_note), chunk_roots=roots) | attestation.files(token, earlier)
+        return bundle.build(made, logged, newest_note, chunk_roots=roots) | attestation.files(token, earlier)
 
     async def receipt(self, request_id: UUID, wanted: openings.Wanted | openings.Place) -> bytes:
         """The receipt of one of a request's images, or of one leaf. Raises as `certificate` and `openings.receipt_of`."""
@@ -201,19 +212,18 @@ class Reader:
 
     async def gate(self, name: str) -> dict[str, Any]:
         """Whether a model may be deployed: clean, relative to a log position. Raises `Rejected("unknown-model")`."""
+        found = await self.standing(name)
+        open_taints = [one["sweep"] for one in found["taints"] if one["resolution"] is None]
+        told = {key: found[key] for key in ("model", "clean", "status", "metric_void", "log_size")}
+        return {**told, "tainted_by": open_taints}
+
+    async def standing(self, name: str) -> dict[str, Any]:
+        """One model as `model` has it, and whether it is clean at the log's size. Raises as that."""
         async with self._ledger.transaction() as tx:
             found = await _model(tx, name)
             ((size,),) = await tx.fetch("readside_log_size")
-        open_taints = [one for one in found["taints"] if one["resolution"] is None]
-        clean = found["status"] == CLEAN and not open_taints
-        return {
-            "model": name,
-            "clean": clean,
-            "status": found["status"],
-            "metric_void": found["metric_void"],
-            "log_size": size,
-            "tainted_by": [one["sweep"] for one in open_taints],
-        }
+        tainted = any(one["resolution"] is None for one in found["taints"])
+        return {**found, "clean": found["status"] == CLEAN and not tainted, "log_size": size}
 
 
 async def _model(tx: Tx, name: str) -> dict[str, Any]:

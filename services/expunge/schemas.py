@@ -9,13 +9,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from pydantic.json_schema import models_json_schema
 
 from expunge.domain import topics
-from expunge.domain.events import EVENT_TYPES, TOPIC_OF
+from expunge.domain.events import EVENT_TYPES, TOPIC_OF, Result
+from expunge.domain.lifecycle import FINAL, MEANING, MOVES, SAID, RequestState
 from expunge.domain.lineage import LINEAGE_TYPES
 from expunge.domain.request import ENVELOPE_TYPE, PAYLOAD_TYPE, REQUEST_TYPES, Message
 
@@ -42,16 +44,75 @@ _KEYS: Final = {
 
 JsonObject = dict[str, Any]
 
+RESULTS: Final[dict[Result, str]] = {
+    Result.COMPLETE: "every artifact is verified absent; every tainted model is replaced or destroyed",
+    Result.BLOCKED: "a store refuses until a time that the certificate names",
+    Result.PARTIAL: "some artifacts could not be erased after the last attempt",
+    Result.UNVERIFIED: "some artifacts have no outcome yet, or were seen again",
+    Result.HELD: "a legal hold keeps some artifacts; the request is planned again when it is released",
+    Result.OVERDUE: "tainted models are neither replaced nor destroyed, and their date has passed",
+    Result.CANCELLED: "it was taken back before its artifacts were touched",
+    Result.VOID: "its scope was never approved",
+}
+"""What a result of a provision means, in a clause."""
+
+OUTCOMES_PAGE: Final = """<!-- {marker} -->
+# What became of a request
+
+A request that erases (deletion, withdrawal, retention expiry, order) goes through these states, and no move but these is
+ever made. The names are part of the contract: none is renamed or removed within a major version, and a new one would only
+come between two that are there. Programs read the same from `outcomes.json`.
+
+```mermaid
+stateDiagram-v2
+{diagram}
+```
+
+| state | meaning | goes on to | events on `expunge.proofs` |
+| --- | --- | --- | --- |
+{states}
+
+A consent, hold, release, cancel or approval has no course to follow: it is `completed` or `rejected` as soon as it is read.
+
+## How to hear of it
+
+- **Events.** Every answer is an event on `expunge.proofs`, keyed by the request, so they come in order. Event ids are made of
+  their content: one that is repeated has the same id. Acceptance is announced of orders, consents, holds, releases, cancels and
+  approvals, and to whoever sends a request again. A person's request is not announced when it is accepted: it is rejected, or
+  its certificate follows within seconds. A state without an event is seen by asking.
+- **Asking.** `GET /requests/{{id}}` of the read API (`openapi.json`) answers with state, results by provision and certificates.
+  It is 404 until the request was read from Kafka, and for whoever may not see it.
+- **No answer at all** gets what does not verify: a bad signature, an unregistered key, no envelope, headers that do not agree.
+  Anybody could provoke an answer about somebody else's request with it. It goes to the dead letter, whose event on
+  `expunge.dead-letter` names place and reason.
+
+## Results
+
+A provision (`data`, `models`) is closed by a certificate with a result. `certificate-issued` carries it; a provision may get
+several certificates over time, of which the last counts.
+
+| result | meaning |
+| --- | --- |
+{results}
+
+`request-completed` follows when every provision is `complete`. A request stays `data-certified` for as long as a model that it
+taints is open, or its data result is not `complete`.
+"""
+
 
 def documents() -> dict[str, str]:
     """Every generated file's text by its path under the target."""
     files = {f"json/{name}.json": _text(_json_schema(name, message)) for name, message in sorted(_all_types().items())}
-    return files | {"asyncapi.json": _text(asyncapi())}
+    return files | {
+        "asyncapi.json": _text(asyncapi()),
+        "outcomes.json": _text(outcomes()),
+        "OUTCOMES.md": outcomes_page(),
+    }
 
 
-def generate(target: Path) -> None:
-    """Write every document; drop schemas of types that are gone."""
-    files = documents()
+def generate(target: Path, more: Mapping[str, JsonObject]) -> None:
+    """Write every document, and `more` of them, by name; drop schemas of types that are gone."""
+    files = documents() | {name: _text(one) for name, one in more.items()}
     for path in _stale(target, files):
         path.unlink()
     for name, text in files.items():
@@ -59,9 +120,9 @@ def generate(target: Path) -> None:
         (target / name).write_text(text)
 
 
-def check(target: Path) -> list[str]:
+def check(target: Path, more: Mapping[str, JsonObject]) -> list[str]:
     """What `generate` would change, one line each; empty when in step."""
-    files = documents()
+    files = documents() | {name: _text(one) for name, one in more.items()}
     drift = [f"{path.relative_to(target)}: no such message" for path in _stale(target, files)]
     for name, text in files.items():
         if not (target / name).exists():
@@ -95,6 +156,47 @@ def asyncapi() -> JsonObject:
             "schemas": {**schemas, "DsseEnvelope": _ENVELOPE},
         },
     }
+
+
+def outcomes() -> JsonObject:
+    """The states of a request, the moves between them, and the events that tell of them, for programs."""
+    return {
+        "$comment": f"{MARKER} In words: OUTCOMES.md.",
+        "initial": [RequestState.ACCEPTED, RequestState.HELD, RequestState.REJECTED],
+        "states": {
+            state.value: {
+                "meaning": MEANING[state],
+                "final": state in FINAL,
+                "next": [one.value for one in RequestState if one in MOVES.get(state, ())],
+                "events": list(SAID.get(state, ())),
+            }
+            for state in RequestState
+        },
+        "results": {result.value: RESULTS[result] for result in Result},
+    }
+
+
+def outcomes_page() -> str:
+    """The same for people."""
+    rows = [
+        f"| `{state}` | {MEANING[state]} | "
+        + (", ".join(f"`{one.value}`" for one in RequestState if one in MOVES.get(state, ())) or "final")
+        + " | "
+        + (
+            ", ".join(f"`{name.removeprefix('expunge.proof.').removesuffix('.v1')}`" for name in SAID.get(state, ()))
+            or "none"
+        )
+        + " |"
+        for state in RequestState
+    ]
+    results = [f"| `{result}` | {RESULTS[result]} |" for result in Result]
+    arrows = [f"    {now} --> {to}" for now in RequestState for to in RequestState if to in MOVES.get(now, ())]
+    ends = [f"    {state} --> [*]" for state in RequestState if state in FINAL]
+    starts = [f"    [*] --> {state}" for state in (RequestState.ACCEPTED, RequestState.HELD, RequestState.REJECTED)]
+    drawn = [line.replace("data-certified", "data_certified") for line in (*starts, *arrows, *ends)]
+    return OUTCOMES_PAGE.format(
+        marker=MARKER, states="\n".join(rows), results="\n".join(results), diagram="\n".join(drawn)
+    )
 
 
 def _all_types() -> dict[str, type[Message]]:
@@ -212,16 +314,16 @@ _ENVELOPE: Final[JsonObject] = {
 }
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Exit code 1 if `--check` finds drift."""
+def main(arguments: list[str] | None = None, more: Mapping[str, JsonObject] | None = None) -> int:
+    """Exit code 1 if `--check` finds drift. `more`: documents that are made above this layer, by name."""
     parser = argparse.ArgumentParser(prog="expunge.schemas", description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing, list what is out of step")
     parser.add_argument("target", nargs="?", type=Path, default=Path(__file__).parents[2] / "schemas")
     given = parser.parse_args(arguments)
     if not given.check:
-        generate(given.target)
+        generate(given.target, more or {})
         return 0
-    drift = check(given.target)
+    drift = check(given.target, more or {})
     sys.stderr.writelines(f"{line}\n" for line in drift)
     return 1 if drift else 0
 

@@ -5,6 +5,7 @@ A wrong or unknown variable stops start-up and is named.
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 from collections.abc import Mapping
@@ -62,6 +63,8 @@ class Settings(BaseSettings):
     instance: str = Field(default="0", description="unique and stable per replica of one worker")
     metrics_host: str = "127.0.0.1"
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = Field(default=0, description="0: any free port")
+    api_host: str = "127.0.0.1"
+    api_port: Annotated[int, Field(ge=0, le=65535)] = Field(default=0, description="0: any free port")
     log_level: str = "info"
     sweep_requests: Annotated[int, Field(ge=1, le=65536)] = 1024
     sweep_window_ms: Annotated[int, Field(ge=0, le=60_000)] = 20
@@ -109,7 +112,9 @@ class Settings(BaseSettings):
         known = {PREFIX + name.upper() for name in cls.model_fields} | EXTRA
         unknown = sorted(name for name in os.environ if name.startswith(PREFIX) and name.upper() not in known)
         if unknown:
-            message = f"{unknown[0]} is not a setting; known are {', '.join(sorted(known))}"
+            near = difflib.get_close_matches(unknown[0].upper(), known, n=1)
+            hint = f"did you mean {near[0]}? Known" if near else "known"
+            message = f"{unknown[0]} is not a setting; {hint} are {', '.join(sorted(known))}"
             raise Misconfigured(message)
         try:
             return cls(**values)

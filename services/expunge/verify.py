@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import os
 import sys
 import zipfile
@@ -61,9 +62,8 @@ def bundle_files(path: Path) -> dict[str, bytes]:
 def write_bundle(files: Mapping[str, bytes], path: Path) -> None:
     """Write a bundle: a zip file if `path` ends in .zip, else a directory that must not exist or be empty."""
     if path.suffix == ".zip":
-        with zipfile.ZipFile(path, "x", zipfile.ZIP_DEFLATED) as archive:
-            for name, data in sorted(files.items()):
-                archive.writestr(zipfile.ZipInfo(name, _EPOCH), data, zipfile.ZIP_DEFLATED)
+        with path.open("xb") as file:
+            file.write(zip_bundle(files))
         return
     path.mkdir(parents=True, exist_ok=True)
     if any(path.iterdir()):
@@ -72,6 +72,15 @@ def write_bundle(files: Mapping[str, bytes], path: Path) -> None:
         target = path / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(data)
+
+
+def zip_bundle(files: Mapping[str, bytes]) -> bytes:
+    """A bundle as a zip file. The same files give the same bytes."""
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in sorted(files.items()):
+            archive.writestr(zipfile.ZipInfo(name, _EPOCH), data, zipfile.ZIP_DEFLATED)
+    return made.getvalue()
 
 
 def read_trust(path: Path) -> Trust:

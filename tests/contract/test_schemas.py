@@ -12,12 +12,15 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from jsonschema import Draft202012Validator
+from openapi_spec_validator import OpenAPIV31SpecValidator
 from pydantic import TypeAdapter
 
 from expunge import schemas
+from expunge.api.application import openapi
 from expunge.domain import dsse, events, lineage, request
-from expunge.domain.errors import Rejected
-from expunge.domain.topics import PUBLIC
+from expunge.domain.errors import IllegalTransition, Rejected
+from expunge.domain.lifecycle import RequestState, move
+from expunge.domain.topics import PROOFS, PUBLIC
 
 ROOT = Path(__file__).parents[2] / "schemas"
 EXAMPLES = ROOT / "examples"
@@ -45,15 +48,15 @@ def validator(name: str) -> Draft202012Validator:
 
 
 def test_the_committed_schemas_are_in_step_with_the_models() -> None:
-    assert schemas.check(ROOT) == []
+    assert schemas.check(ROOT, {"openapi.json": openapi()}) == []
 
 
 def test_drift_is_found_and_named(tmp_path: Path) -> None:
-    schemas.generate(tmp_path)
+    schemas.generate(tmp_path, {})
     (tmp_path / "json" / "expunge.gone.v1.json").write_text("{}")
     (tmp_path / "asyncapi.json").write_text("{}")
     (tmp_path / "json" / "expunge.request.order.v1.json").unlink()
-    assert schemas.check(tmp_path) == [
+    assert schemas.check(tmp_path, {}) == [
         "json/expunge.gone.v1.json: no such message",
         "json/expunge.request.order.v1.json: missing",
         "asyncapi.json: out of step with services/expunge/domain",
@@ -125,6 +128,37 @@ def test_asyncapi_has_every_public_message_on_its_topic_and_no_other() -> None:
         assert name in channels[topic]
     assert set(document["components"]["messages"]) == set().union(*channels.values()) == set(schemas.PUBLIC_TYPES)
     assert sum(map(len, channels.values())) == len(schemas.PUBLIC_TYPES)
+
+
+def test_the_outcomes_are_the_moves_of_the_code_and_name_events_that_exist() -> None:
+    document = json.loads((ROOT / "outcomes.json").read_text())
+    assert set(document["states"]) == {state.value for state in RequestState}
+    for name, state in document["states"].items():
+        for to in RequestState:
+            if to.value in state["next"]:
+                assert move(RequestState(name), to) is to
+            else:
+                with pytest.raises(IllegalTransition):
+                    move(RequestState(name), to)
+        assert state["final"] is (not state["next"])
+        assert set(state["events"]) <= {one for one, topic in events.TOPIC_OF.items() if topic == PROOFS.name}
+    page = (ROOT / "OUTCOMES.md").read_text()
+    assert all(f"| `{name}` |" in page for name in (*document["states"], *document["results"]))
+
+
+def test_openapi_is_valid_and_every_error_in_it_is_a_problem() -> None:
+    document = json.loads((ROOT / "openapi.json").read_text())
+    OpenAPIV31SpecValidator(document).validate()
+    answers = [
+        (path, status, answer)
+        for path, found in document["paths"].items()
+        for operation in found.values()
+        for status, answer in operation["responses"].items()
+        if status >= "400"
+    ]
+    assert answers
+    for path, status, answer in answers:
+        assert list(answer["content"]) == ["application/problem+json"], (path, status)
 
 
 def test_asyncapi_says_who_sends_what() -> None:

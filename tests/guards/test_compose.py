@@ -16,6 +16,7 @@ import yaml
 
 from expunge.pipeline import WORKERS
 from expunge.settings import PREFIX, Settings
+from expunge.wiring.up import API
 from tests.guards.sources import ROOT
 
 FILE = ROOT / "docker-compose.yml"
@@ -23,7 +24,7 @@ SERVERS = {"kafka", "postgres", "prometheus"}
 SET_UP = {"migrate", "topics", "keys"}
 ERASERS = {"purge", "invalidate", "retrain"}
 """Workers that write to stores."""
-OURS = sorted({*WORKERS, *SET_UP})
+OURS = sorted({*WORKERS, API, *SET_UP})
 
 
 @cache
@@ -68,7 +69,7 @@ def default(value: str) -> str | None:
 
 
 def test_services_are_the_workers_the_servers_and_the_steps_before() -> None:
-    assert set(compose()["services"]) == {*WORKERS, *SERVERS, *SET_UP}
+    assert set(compose()["services"]) == {*WORKERS, API, *SERVERS, *SET_UP}
 
 
 @pytest.mark.parametrize("name", WORKERS)
@@ -79,6 +80,16 @@ def test_a_service_runs_the_worker_that_it_is_named_after(name: str) -> None:
     assert {one for one, how in waits.items() if how["condition"] == "service_completed_successfully"} == SET_UP
 
 
+def test_the_read_api_is_asked_on_loopback_and_scraped_like_a_worker() -> None:
+    one = service(API)
+    assert one["command"] == ["serve-api"]
+    assert one["ports"] == ["127.0.0.1:${API_PORT:-8080}:8080"]
+    assert one["environment"]["EXPUNGE_API_PORT"] == "8080"
+    assert one["expose"] == service("coordinate")["expose"]
+    assert one["depends_on"] == service("coordinate")["depends_on"]
+    assert {target for target, (_, writable) in mounts(API).items() if writable} == {"/data/workers"}
+
+
 @pytest.mark.parametrize("name", OURS)
 def test_our_containers_have_no_rights_to_spare(name: str) -> None:
     one = service(name)
@@ -87,7 +98,9 @@ def test_our_containers_have_no_rights_to_spare(name: str) -> None:
     assert one["cap_drop"] == ["ALL"]
     assert one["security_opt"] == ["no-new-privileges:true"]
     assert all(place.startswith("/tmp:") for place in one["tmpfs"])  # noqa: S108 - the one place to write
-    assert not {"privileged", "cap_add", "ports", "devices", "pid", "ipc"} & one.keys()
+    assert not {"privileged", "cap_add", "ports", "devices", "pid", "ipc"} & one.keys() - (
+        {"ports"} if name == API else set()
+    )
     assert one["build"]["dockerfile"] == "ops/images/Dockerfile"
 
 
@@ -134,7 +147,7 @@ def test_every_setting_is_given_and_no_other_variable(name: str) -> None:
 
 
 def test_settings_have_the_defaults_of_the_code() -> None:
-    places = {"EXPUNGE_METRICS_HOST", "EXPUNGE_METRICS_PORT", "EXPUNGE_STORES"}
+    places = {"EXPUNGE_METRICS_HOST", "EXPUNGE_METRICS_PORT", "EXPUNGE_API_HOST", "EXPUNGE_API_PORT", "EXPUNGE_STORES"}
     for name, value in service("coordinate")["environment"].items():
         field = Settings.model_fields[name.removeprefix(PREFIX).lower()]
         if name in places or field.is_required():

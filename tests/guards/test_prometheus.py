@@ -16,6 +16,7 @@ from prometheus_client import REGISTRY
 
 from expunge import metrics
 from expunge.pipeline import WORKERS
+from expunge.wiring.up import API
 from tests.guards.sources import ROOT
 
 HERE = ROOT / "ops" / "prometheus"
@@ -77,7 +78,7 @@ def test_our_metrics_are_in_the_registry_under_our_prefix() -> None:
 def test_every_worker_is_scraped_under_its_name() -> None:
     (job,) = (one for one in load(HERE / "prometheus.yml")["scrape_configs"] if one["job_name"] == "expunge")
     (discovery,) = job["dns_sd_configs"]
-    assert sorted(discovery["names"]) == sorted(WORKERS)
+    assert sorted(discovery["names"]) == sorted([*WORKERS, API])
     assert job["relabel_configs"] == [{"source_labels": ["__meta_dns_name"], "target_label": "worker"}]
     assert job["honor_labels"] is True, "state gauges carry the worker that they are about"
 

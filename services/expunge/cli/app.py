@@ -14,7 +14,7 @@ from typing import Annotated, Final
 import typer
 
 from expunge import __version__
-from expunge.cli import audit, backup, disclose, evidence, keys, log, models, operate, receipt, reconcile, requests
+from expunge.cli import api, audit, backup, disclose, evidence, keys, log, models, operate, receipt, reconcile, requests
 from expunge.cli.console import Exit, error_line
 from expunge.domain.errors import ExpungeError, Misconfigured, Rejected, Retryable
 
@@ -78,6 +78,7 @@ def build(flags: _Flags) -> typer.Typer:
     app.add_typer(keys.commands(), name="keys")
     log.add(app)
     operate.add(app)
+    api.add(app)
     return app
 
 
@@ -95,5 +96,5 @@ def _exit_of(error: Exception) -> Exit:
 
 def _in_words(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError):
-        return f"this command needs {error.name}, which is not installed: pip install 'expunge[worker,embedded]'"
+        return f"this command needs {error.name}, which is not installed: pip install 'expunge[worker,embedded,api]'"
     return str(error)

@@ -45,9 +45,10 @@ def _running(app: typer.Typer) -> None:
         audience: Annotated[str, typer.Option("--audience", help="the deployment's name")] = "expunge:local",
         stores: Annotated[list[str] | None, typer.Option("--store", metavar="NAME=URL", help="may be repeated")] = None,
         *,
+        api: Annotated[bool, typer.Option("--api", help="the read API too; its URL is printed")] = False,
         as_json: AsJsonLines = False,
     ) -> None:
-        _up(directory.resolve(), audience, _named_urls(stores or []), as_json=as_json)
+        _up(directory.resolve(), audience, _named_urls(stores or []), api=api, as_json=as_json)
 
     @app.command(help="The whole story in one run, on real photographs and real servers, in a minute.")
     def demo(
@@ -61,7 +62,7 @@ def _running(app: typer.Typer) -> None:
         finish(Exit.OK if story.run(output, keep=keep, as_json=as_json) else Exit.NEGATIVE)
 
 
-def _up(directory: Path, audience: str, stores: dict[str, str], *, as_json: bool) -> None:
+def _up(directory: Path, audience: str, stores: dict[str, str], *, api: bool, as_json: bool) -> None:
     from expunge.wiring.up import Embedded
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stopped like Ctrl-C, so nothing is left behind
@@ -70,6 +71,9 @@ def _up(directory: Path, audience: str, stores: dict[str, str], *, as_json: bool
     try:
         embedded.start_servers(tell)
         embedded.start_workers(tell)
+        if api:
+            url = embedded.start_api()
+            document({"api": url}) if as_json else say(f"read API at {url}, its documentation at {url}/docs")
         variables = _for_the_shell(embedded)
         if as_json:
             document({"environment": variables})
@@ -163,10 +167,11 @@ def _setting_up(app: typer.Typer) -> None:
         check: Annotated[bool, typer.Option("--check", help="change nothing")] = False,
         target: Annotated[Path | None, typer.Argument(help="directory; schemas/ of this checkout")] = None,
     ) -> None:
+        from expunge.api.application import openapi
         from expunge.schemas import main as generate
 
         arguments = (["--check"] if check else []) + ([str(target)] if target else [])
-        finish(Exit.NEGATIVE if generate(arguments) else Exit.OK)
+        finish(Exit.NEGATIVE if generate(arguments, {"openapi.json": openapi()}) else Exit.OK)
 
 
 def _catalogue(app: typer.Typer) -> None:

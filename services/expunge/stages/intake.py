@@ -80,11 +80,13 @@ class Authentic:
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """The answer to a request by a registered key. `digest`: of its payload."""
+    """The answer to a request by a registered key. `digest`: of its payload; `type` is empty where that is no request."""
 
     request_id: RequestId
     code: str
     digest: bytes
+    key_id: str
+    type: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +210,8 @@ class Intake:
                 request_id = _named(payload)
                 if request_id is None:
                     raise
-                raise UnreadableError(Rejection(request_id, error.code, hashlib.sha256(payload).digest())) from None
+                digest = hashlib.sha256(payload).digest()
+                raise UnreadableError(Rejection(request_id, error.code, digest, signature.key_id, "")) from None
             request.check_agrees(parsed, delivery.event)
             return Authentic(delivery, parsed, signature.key_id, key, payload)
         raise Rejected("unknown-key", "expected a signature by a registered key")
@@ -258,6 +261,7 @@ class Intake:
         """Insert requests, apply holds, cancels, releases and approvals, answer the rest."""
         refused = list(judged.refused)
         rejected = list(judged.rejected)
+        done = [one for one in judged.accepted if isinstance(one.request, ConsentGiven)]
         out: list[events.Event] = []
         if any(isinstance(one.request, HoldPlaced) for one in judged.accepted):
             await tx.execute("intake_plan_lock")
@@ -277,6 +281,7 @@ class Intake:
                     case _:
                         continue
                 out.append(events.RequestAccepted(request_id=one.request.id, at=judged.at))
+                done.append(one)
             except Rejected as error:
                 if error.code == "unknown-request":
                     # It may still be on its way: another partition, a later offset.
@@ -284,6 +289,7 @@ class Intake:
                 else:
                     rejected.append(_rejection(one, error.code))
         out += await self._answers(rejected, judged.at, tx)
+        await self._carried_out(done, judged.at, tx)
         await emit(tx, WORKER, out, at=judged.at)
         return refused
 
@@ -292,12 +298,25 @@ class Intake:
         if not rejected:
             return []
         known = await self._known([one.request_id for one in rejected], tx)
+        await _remember(
+            tx,
+            [
+                (one.request_id, one.key_id, one.type or None, one.code)
+                for one in rejected
+                if known.get(one.request_id) != one.digest
+            ],
+            at,
+        )
         return [
             events.RequestAccepted(request_id=one.request_id, at=at)
             if known.get(one.request_id) == one.digest
             else events.RequestRejected(request_id=one.request_id, code=one.code, at=at)
             for one in rejected
         ]
+
+    async def _carried_out(self, done: Sequence[Authentic], at: datetime, tx: Tx) -> None:
+        """Requests that have no row: what the read API answers about them."""
+        await _remember(tx, [(one.request.id, one.key_id, one.request.type, None) for one in done], at)
 
     async def _known(self, ids: Sequence[RequestId], tx: Tx) -> dict[str, bytes]:
         """Requests that have a row: the digests of their payloads."""
@@ -335,7 +354,9 @@ class Intake:
                 inserted.add(str(request_id))
         # An id that is new and got no row: its key used the nonce before.
         rejected += [
-            Rejection(request_id, "replayed", row[8]) for request_id, row in rows.items() if request_id not in inserted
+            Rejection(request_id, "replayed", row[8], row[9], row[1])
+            for request_id, row in rows.items()
+            if request_id not in inserted
         ]
         for name, source in sources.items():
             if name in inserted:
@@ -540,7 +561,14 @@ def _trusted(row: tuple[Any, ...]) -> TrustedKey:
 
 
 def _rejection(one: Authentic, code: str) -> Rejection:
-    return Rejection(one.request.id, code, hashlib.sha256(one.payload).digest())
+    return Rejection(one.request.id, code, hashlib.sha256(one.payload).digest(), one.key_id, one.request.type)
+
+
+async def _remember(tx: Tx, answers: Sequence[tuple[RequestId, str, str | None, str | None]], at: datetime) -> None:
+    """Keep answers for the read API: request, key, type, and the code of a rejection."""
+    if answers:
+        ids, keys, types, codes = map(list, zip(*answers, strict=True))
+        await tx.execute("intake_remember", ids=ids, key_ids=keys, types=types, codes=codes, at=at)
 
 
 def _envelope(data: bytes) -> dsse.Envelope:

@@ -31,6 +31,8 @@ from expunge.pipeline import WORKERS
 from expunge.settings import Settings
 from expunge.wiring import Deployment
 
+API = "api"
+"""The read API: a process like a worker's, of no stage."""
 START_SECONDS = 60.0
 STOP_SECONDS = 10.0
 
@@ -114,6 +116,15 @@ class Embedded:
 
     def start_worker(self, name: str, instance: str = "0") -> ServerProcess:
         """Start one worker instance; it may not be ready yet."""
+        return self._start(name, instance, ("expunge.wiring.run", name))
+
+    def start_api(self) -> str:
+        """Start the read API beside the workers; its URL, once it answers. Raises `WorkerFailed`."""
+        self._start(API, "0", ("expunge.api",))
+        self.wait_ready(API)
+        return str(self._listening(API, "0")["url"])
+
+    def _start(self, name: str, instance: str, module: tuple[str, ...]) -> ServerProcess:
         key = name if instance == "0" else f"{name}-{instance}"
         state = self.settings.data / "workers" / f"{name}-{instance}"
         state.mkdir(parents=True, exist_ok=True)
@@ -126,7 +137,7 @@ class Embedded:
         environment |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         process = ServerProcess.spawn(
             ServerCommand(
-                argv=(sys.executable, "-m", "expunge.wiring.run", name),
+                argv=(sys.executable, "-m", *module),
                 cwd=self.directory,
                 log=logs / f"{key}.log",
                 stop_signal=signal.SIGTERM,
@@ -149,12 +160,17 @@ class Embedded:
 
     def health_url(self, name: str, instance: str = "0") -> str | None:
         """Where a worker serves `/metrics`, once it does."""
+        found = self._listening(name, instance)
+        return f"http://{found['host']}:{found['port']}" if found else None
+
+    def _listening(self, name: str, instance: str) -> dict[str, Any]:
+        """What a process announced when it was ready to be asked; nothing before."""
         path = self.settings.data / "workers" / f"{name}-{instance}" / "listening.json"
         try:
-            found = json.loads(path.read_text(encoding="ascii"))
+            found: dict[str, Any] = json.loads(path.read_text(encoding="ascii"))
         except (FileNotFoundError, ValueError):
-            return None
-        return f"http://{found['host']}:{found['port']}"
+            return {}
+        return found
 
     def _answers(self, name: str, instance: str) -> bool:
         url = self.health_url(name, instance)

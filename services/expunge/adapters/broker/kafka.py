@@ -13,11 +13,16 @@ from expunge.ports import Outgoing
 
 
 class KafkaBroker:
-    """`Broker` over one aiokafka producer. `start` before use, `stop` after."""
+    """`Broker` over one aiokafka producer. `start` before use, `stop` after.
 
-    def __init__(self, bootstrap: str, *, client_id: str) -> None:
+    `give_up_seconds`: how long to try; None: for ever. The client never gives up a batch that it numbered, so a producer
+    that gives up is not idempotent: for messages whose repeats are harmless.
+    """
+
+    def __init__(self, bootstrap: str, *, client_id: str, give_up_seconds: float | None = None) -> None:
         self._bootstrap = bootstrap
         self._client_id = client_id
+        self._give_up_seconds = give_up_seconds
         self._producer: AIOKafkaProducer | None = None
 
     async def start(self) -> None:
@@ -26,8 +31,9 @@ class KafkaBroker:
             bootstrap_servers=self._bootstrap,
             client_id=self._client_id,
             acks="all",
-            enable_idempotence=True,
-            max_batch_size=262_144,
+            enable_idempotence=self._give_up_seconds is None,
+            request_timeout_ms=int((self._give_up_seconds or 40.0) * 1000),
+            max_batch_size=262_144 if self._give_up_seconds is None else 1_048_576,
         )
         try:
             await self._producer.start()

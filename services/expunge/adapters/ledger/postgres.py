@@ -98,16 +98,26 @@ class PostgresTx:
 
 
 class PostgresLedger:
-    """`Ledger` over a psycopg pool. `open` before use, `close` after."""
+    """`Ledger` over a psycopg pool. `open` before use, `close` after.
 
-    def __init__(self, dsn: str, *, connections: int = 4, application: str = "expunge") -> None:
+    `read_only`: every transaction refuses to write; `wait_seconds`: longest wait for a connection; `statement_seconds`:
+    longest one statement may take (0: no limit).
+    """
+
+    def __init__(
+        self, dsn: str, *, connections: int = 4, application: str = "expunge", read_only: bool = False,
+        wait_seconds: float = 30, statement_seconds: float = 0,
+    ) -> None:  # fmt: skip
+        options = ["-c default_transaction_read_only=on"] if read_only else []
+        options += [f"-c statement_timeout={statement_seconds * 1000:.0f}"] if statement_seconds else []
         self._pool = AsyncConnectionPool(
             dsn,
             min_size=1,
             max_size=connections,
             open=False,
-            timeout=30,
-            kwargs={"application_name": application, "prepare_threshold": 2},
+            timeout=wait_seconds,
+            kwargs={"application_name": application, "prepare_threshold": 2}
+            | ({"options": " ".join(options)} if options else {}),
             configure=_configure,
         )
 

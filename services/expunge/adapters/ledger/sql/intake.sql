@@ -121,3 +121,13 @@ where a.request_id = %(request_id)s and a.scope_root = %(scope_root)s group by k
 -- name: intake_approved
 update sweep set approved_index = %(index)s, moved_at = clock_timestamp()
 where sweep_id = %(sweep_id)s and approved_index is null
+
+-- What was carried out stays so, whatever a repeat of it is answered later. One id twice in a batch: the last is kept.
+-- name: intake_remember
+insert into answer as a (request_id, key_id, type, code, at)
+select distinct on (t.request_id, t.key_id) t.request_id, t.key_id, t.type, t.code, %(at)s
+from unnest(%(ids)s::uuid[], %(key_ids)s::text[], %(types)s::text[], %(codes)s::text[]) with ordinality
+     as t(request_id, key_id, type, code, n)
+order by t.request_id, t.key_id, t.code nulls first, t.n desc
+on conflict (request_id, key_id) do update set code = excluded.code, type = excluded.type, at = excluded.at
+    where a.code is not null
