@@ -1,0 +1,255 @@
+"""Certify: arithmetic over rescans decides which requests are done; rows about a person go last.
+
+A request's data provision is done when every leaf it claims has a final absence outcome and taint is known; its models
+provision when every model it taints was replaced or destroyed. Done requests of a sweep share one completion statement
+per round. The certificate itself is boxed under the request's key; the row says where.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+from datetime import date, datetime
+from typing import Final
+from uuid import UUID
+
+import numpy as np
+
+from expunge.domain import dsse, events, statement
+from expunge.domain import sweep as sweeps
+from expunge.domain.errors import Rejected
+from expunge.domain.events import SweepId
+from expunge.domain.leaf import derive_key
+from expunge.domain.lifecycle import RequestState
+from expunge.domain.limits import CHUNK_LEAVES
+from expunge.domain.request import RequestId
+from expunge.domain.scopefile import ScopeFile, unpack_columns
+from expunge.domain.statement import PAYLOAD_TYPE
+from expunge.domain.words import Provision
+from expunge.ports import Clock, Delivery, KeyStore, Row, SealedStore, Signer, Tx
+from expunge.record import emit, log
+from expunge.stages.certify.finished import (
+    Finished,
+    Sweep,
+    box,
+    certificates,
+    finished_data,
+    finished_models,
+    round_file,
+    state_after,
+    taint_of,
+)  # fmt: skip
+from expunge.stages.certify.rows import drop_rows
+
+WORKER: Final = "coordinate"
+
+
+class Certify:
+    """Handler of `expunge.outcomes`, after dispatch has handled the same batch in the same transaction.
+
+    `not_covered`: what every certificate says it says nothing about (backups, recipients), in plain words.
+    """
+
+    dedupe = True
+
+    def __init__(
+        self, *, sealed: SealedStore, keys: KeyStore, signer: Signer, clock: Clock, issuer: str, not_covered: Sequence[str]
+    ) -> None:  # fmt: skip
+        self._sealed = sealed
+        self._keys = keys
+        self._signer = signer
+        self._clock = clock
+        self._issuer = issuer
+        self._not_covered = tuple(not_covered)
+
+    async def act(self, deliveries: Sequence[Delivery]) -> list[UUID]:
+        """Which sweeps may have finished requests now."""
+        found: set[str] = set()
+        for delivery in deliveries:
+            try:
+                event = events.from_cloudevent(delivery.event)
+            except Rejected:
+                continue  # dispatch, which has the same batch, refuses it
+            match event:
+                case events.AbsenceVerified(sweep_id=sweep_id) | events.ResidueFound(sweep_id=sweep_id):
+                    found.add(sweep_id)
+                case events.TaintResolved(sweep_id=sweep_id):
+                    found.add(sweep_id)
+                case events.ModelsResolved(sweep_ids=sweep_ids):
+                    found.update(sweep_ids)
+                case _:
+                    pass
+        return sorted(map(UUID, found))
+
+    async def commit(self, sweep_ids: Sequence[UUID], tx: Tx) -> None:
+        """Certify what is done."""
+        if sweep_ids:
+            await self.check(sweep_ids, tx)
+
+    async def stale(self, tx: Tx, *, age: float) -> list[UUID]:
+        """Sweeps that have not moved for `age` seconds and may only lack a look."""
+        return [row[0] for row in await tx.fetch("certify_sweeps_to_check", age=age)]
+
+    async def check(self, sweep_ids: Sequence[UUID], tx: Tx) -> None:
+        """Certify every request of these sweeps that is done. Repeats change nothing."""
+        for row in await tx.fetch("certify_sweeps", ids=list(sweep_ids)):
+            finished_runs, requests, taint = row[9], row[4], row[8]
+            if taint != "resolved" or (requests == 1 and not finished_runs):
+                continue
+            open_requests = await tx.fetch("certify_open", sweep_id=row[0])
+            if not open_requests:
+                if finished_runs:  # all were cancelled or are held
+                    await tx.execute("certify_sweep_done", sweep_id=row[0])
+                continue
+            sweep = await self._load(row, tx)
+            taints = [taint_of(one) for one in await tx.fetch("certify_taints", sweep_id=sweep.sweep_id)]
+            data = [one for one in open_requests if one[4] is None]
+            rounds = sweep.rounds
+            if data:
+                done = await asyncio.to_thread(finished_data, sweep, data, taints)
+                if done:
+                    await self._round(sweep, rounds, Provision.DATA, done, tx)
+                    rounds += 1
+            models = [one for one in await tx.fetch("certify_open", sweep_id=sweep.sweep_id) if one[4] is not None]
+            closed = finished_models(models, taints)
+            if closed:
+                await self._round(sweep, rounds, Provision.MODELS, closed, tx)
+            await tx.execute("certify_sweep_done", sweep_id=sweep.sweep_id)
+
+    async def _load(self, row: Row, tx: Tx) -> Sweep:
+        sweep_id, sweep_class, last_artifact, bucket, _requests, trees, scope_digest, rounds, _taint, _done = row
+        outcomes = [np.zeros(tree["leaves"], np.uint8) for tree in trees]
+        for tree, chunk, _attempt, packed in await tx.fetch("certify_outcomes", sweep_id=sweep_id):
+            part = outcomes[tree][chunk * CHUNK_LEAVES : chunk * CHUNK_LEAVES + len(packed)]
+            part[:] = sweeps.last_outcomes([part, np.frombuffer(packed, np.uint8)])
+        key = derive_key(self._keys.bucket(bucket), "sweep", sweep_id.bytes)
+        file = ScopeFile.open(self._sealed.open(f"{sweep_id}.scope"), key)
+        claims = unpack_columns(file.section("claims"))
+        return Sweep(
+            sweep_id, sweep_class, last_artifact, bucket, key, scope_digest, rounds, trees, file, claims, outcomes
+        )
+
+    async def _round(
+        self, sweep: Sweep, number: int, provision: Provision, done: Sequence[Finished], tx: Tx
+    ) -> None:  # fmt: skip
+        """One completion statement for many requests, and a boxed certificate for each."""
+        at = statement.instant(self._clock())
+        root, made = await asyncio.to_thread(
+            certificates, sweep, number, provision, done, issuer=self._issuer, not_covered=self._not_covered
+        )
+        buckets = {day: self._keys.bucket(day) for day in {one.bucket for one in done}}
+        boxes = [box(buckets[one.bucket], one, number, data) for one, data in zip(done, made, strict=True)]
+        blob = b"".join(boxes)
+        file_digest = hashlib.sha256(blob).digest()
+        await asyncio.to_thread(self._sealed.write, round_file(sweep.sweep_id, number, file_digest), [blob])
+        results = {result: sum(one.result == result for one in done) for result in sorted({one.result for one in done})}
+        predicate = statement.Completion(
+            sweep=str(sweep.sweep_id), scope=sweep.scope_digest.hex(), round=number, provision=provision,
+            requests=len(done), root=root.hex(), results=results, at=at,
+        )  # fmt: skip
+        payload = statement.payload(predicate, {"completions": root.hex()})
+        envelope = self._signer.sign(payload, PAYLOAD_TYPE)
+        ends = np.cumsum([len(box) for box in boxes]).tolist()
+        await tx.execute(
+            "certify_put_certificates", provision=provision, sweep_id=sweep.sweep_id, round=number,
+            ids=[one.request_id for one in done], results=[one.result for one in done],
+            digests=[hashlib.sha256(data).digest() for data in made],
+            positions=[end - len(box) for end, box in zip(ends, boxes, strict=True)], lengths=[len(box) for box in boxes],
+        )  # fmt: skip
+        if provision is Provision.DATA:
+            await drop_rows(sweep, done, tx)
+            if sweep.sweep_class == "order":
+                await tx.execute("certify_reconcile", sweep_id=sweep.sweep_id)
+        states = [state_after(provision, one) for one in done]
+        await tx.execute(
+            "certify_data" if provision is Provision.DATA else "certify_models", round=number,
+            ids=[one.request_id for one in done], results=[one.result for one in done], states=states,
+        )  # fmt: skip
+        (index,) = await log(tx, [(predicate.type, envelope)])
+        await tx.execute(
+            "certify_put_round", sweep_id=sweep.sweep_id, round=number, provision=provision, requests=len(done),
+            envelope=envelope, index=index, file_digest=file_digest, at=at,
+        )  # fmt: skip
+        await tx.execute("certify_count_rounds", sweep_id=sweep.sweep_id)
+
+    async def overdue(self, tx: Tx) -> int:
+        """Say once, in the log, of each provision of a sweep whose date was missed; how many statements."""
+        at = self._clock()
+        rows = await tx.fetch("certify_overdue", at=at)
+        for sweep_id, provision, due, scope_digest in rows:
+            predicate = statement.Overdue(
+                sweep=str(sweep_id), provision=Provision(provision), due=due, at=statement.instant(at)
+            )
+            payload = statement.payload(predicate, {"scope": scope_digest.hex()})
+            (index,) = await log(tx, [(predicate.type, self._signer.sign(payload, PAYLOAD_TYPE))])
+            said = "certify_overdue_data" if provision == Provision.DATA else "certify_overdue_models"
+            await tx.execute(said, sweep_id=sweep_id, at=at, index=index)
+        return len(rows)
+
+    async def destroy_buckets(self, before: date, tx: Tx) -> list[date]:
+        """Destroy the keys of buckets before a day whose requests are all closed, and say so; which days."""
+        gone = await _destroyed(tx)
+        found = []
+        for (day,) in await tx.fetch("certify_buckets", before=before):
+            if day not in gone and not await _needs(tx, day):
+                await destroy_bucket(tx, self._keys, self._signer, day, at=self._clock())
+                found.append(day)
+        return found
+
+    async def issue(self, size: int, tx: Tx) -> int:
+        """Announce the certificates of every round that the checkpoint of `size` covers; how many certificates."""
+        rows = await tx.fetch("certify_unissued", size=size)
+        at = self._clock()
+        out: list[events.Event] = []
+        for sweep_id, number, provision, request_id, result, digest, state in rows:
+            out.append(
+                events.CertificateIssued(
+                    request_id=RequestId(str(request_id)),
+                    provision=Provision(provision),
+                    sweep_id=SweepId(str(sweep_id)),
+                    round=number,
+                    result=events.Result(result),
+                    certificate_digest=digest.hex(),
+                    at=at,
+                )
+            )
+            if state == RequestState.COMPLETED:
+                out.append(events.RequestCompleted(request_id=RequestId(str(request_id)), at=at))
+        if rows:
+            await emit(tx, WORKER, out, at=at)
+            await tx.execute("certify_issued", size=size)
+        return len(rows)
+
+
+async def destroy_bucket(tx: Tx, keys: KeyStore, signer: Signer, day: date, *, at: datetime) -> int:
+    """Destroy one bucket's key for good and say so in the log; the statement's index. A repeat gives the same index.
+
+    The key goes first: a statement never claims what a crash undid. Raises `Rejected("bucket-open")`.
+    """
+    if needed := await _needs(tx, day):
+        raise Rejected("bucket-open", f"expected a bucket whose requests are all closed, {needed} still need its key")
+    if day >= at.date():
+        raise Rejected("bucket-open", "expected a day that is over: its key may still be drawn from")
+    if (known := (await _destroyed(tx)).get(day)) is not None:
+        return known
+    await asyncio.to_thread(keys.destroy, day)
+    predicate = statement.KeyDestroyed(bucket=day, at=statement.instant(at))
+    payload = statement.payload(predicate, {"bucket": hashlib.sha256(day.isoformat().encode()).hexdigest()})
+    (index,) = await log(tx, [(predicate.type, signer.sign(payload, PAYLOAD_TYPE))])
+    return index
+
+
+async def _needs(tx: Tx, day: date) -> int:
+    ((needed,),) = await tx.fetch("certify_bucket_open", day=day)
+    return int(needed)
+
+
+async def _destroyed(tx: Tx) -> dict[date, int]:
+    """Buckets that the log says are gone, and where."""
+    found = {}
+    for index, entry in await tx.fetch("certify_destroyed"):
+        said = statement.parse(dsse.parse(bytes(entry)).payload).predicate
+        if isinstance(said, statement.KeyDestroyed):
+            found[said.bucket] = index
+    return found
