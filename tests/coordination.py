@@ -269,6 +269,7 @@ class Deployment:
         return Coordinator(
             ledger=self.ledger, plan=self.plan, prove=self.prove, dispatch=self.dispatch, certify=self.certify,
             window_seconds=0, clock=self.clock, publish_outbox=self.hosts["coordinate"].publish_outbox,
+            publish=self.broker.publish,
         )  # fmt: skip
 
     @cached_property

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import datetime
 from typing import Final
 from uuid import UUID, uuid5
 
 from expunge.domain import events, merkle, topics
-from expunge.domain.cloudevents import to_kafka
+from expunge.domain.cloudevents import CloudEvent, to_kafka
 from expunge.domain.limits import LOG_ENTRY_BYTES
 from expunge.domain.topics import Topic
-from expunge.ports import Tx
+from expunge.ports import Outgoing, Tx
 
 NAMESPACE: Final = UUID("6f0c7b1e-58d0-5d5e-9d6e-5a1e0c8f2b11")
 """UUIDv5 namespace of event ids."""
@@ -55,17 +54,23 @@ async def emit(
     """
     if not emitted:
         return
-    ids, names, keys, headers, values = [], [], [], [], []
-    for event in emitted:
-        identity = event_id(event)
-        cloud = replace(events.to_cloudevent(event, identity, SOURCE), time=at)
-        key, value, fields = to_kafka(cloud)
-        ids.append(identity)
-        names.append(topic.name if topic else topic_name(event))
-        keys.append(key or b"")
-        values.append(value)
-        headers.append(pack_headers(fields))
-    await tx.execute("outbox_put", worker=worker, ids=ids, topics=names, keys=keys, headers=headers, values=values)
+    made = [outgoing(event, at=at, topic=topic) for event in emitted]
+    await tx.execute(
+        "outbox_put", worker=worker, ids=[identity for identity, _ in made], topics=[one.topic for _, one in made],
+        keys=[one.key for _, one in made], headers=[pack_headers(one.headers) for _, one in made],
+        values=[one.value for _, one in made],
+    )  # fmt: skip
+
+
+def outgoing(event: events.Event, *, at: datetime | None, topic: Topic | None = None) -> tuple[str, Outgoing]:
+    """The id of an event, and the message that carries it. Parameters as in `emit`."""
+    data = events.dump_event(event)
+    identity = str(uuid5(NAMESPACE, data.decode()))
+    cloud = CloudEvent(
+        id=identity, source=SOURCE, type=event.type, data=data, partitionkey=events.partition_key(event), time=at
+    )
+    key, value, headers = to_kafka(cloud)
+    return identity, Outgoing(topic.name if topic else topic_name(event), key or b"", value, headers)
 
 
 def pack_headers(headers: Sequence[tuple[str, bytes]]) -> bytes:

@@ -374,7 +374,7 @@ class Plan:
         file_digest = await asyncio.to_thread(
             lambda: self._sealed.write(f"{sweep_id}.scope", scopefile.blocks(header, sections, key))
         )
-        await self._suppress(tx, built)
+        await self._suppress(tx, built, claimed.sweep_class)
         ((catalogue_index,),) = await tx.fetch("plan_catalogue_index")
         predicate = statement.Scope(
             sweep=str(sweep_id),
@@ -401,16 +401,15 @@ class Plan:
 
     async def _retain(self, tx: Tx, pages: Sequence[Page], remains: Sequence[I64]) -> None:
         """Take the withdrawn purposes from artifacts that stay."""
-        ordinals: list[int] = []
-        ids: list[int] = []
-        remaining: list[int] = []
-        for page, left in zip(pages, remains, strict=bool(pages)):
-            changed = (left != page.purposes) & (left != 0)
-            ordinals += page.ordinal[changed].tolist()
-            ids += page.ids[changed].tolist()
-            remaining += left[changed].tolist()
-        if ids:
-            await tx.execute("plan_retain", ordinals=ordinals, ids=ids, remaining=remaining)
+        changed = [(left != page.purposes) & (left != 0) for page, left in zip(pages, remains, strict=bool(pages))]
+        if any(one.any() for one in changed):
+            parts = list(zip(pages, remains, changed, strict=True))
+            await tx.execute(
+                "plan_retain",
+                ordinals=np.concatenate([page.ordinal[which] for page, _, which in parts]),
+                ids=np.concatenate([page.ids[which].astype(np.int64) for page, _, which in parts]),
+                remaining=np.concatenate([left[which] for _, left, which in parts]),
+            )
 
     async def _overlaps(self, tx: Tx, built: Built) -> list[bytes]:
         """Per tree, the leaves that an earlier sweep, now being carried out, holds too: packed columns."""
@@ -451,13 +450,16 @@ class Plan:
                 found[tree.number] = np.flatnonzero(mask)
         return found
 
-    async def _suppress(self, tx: Tx, built: Built) -> None:
+    async def _suppress(self, tx: Tx, built: Built, sweep_class: str) -> None:
         """Remember the digests of photos that will be gone, so that none is uploaded again."""
         if not len(built.photos):
             return
-        runs = sweeps.runs_of(built.photos)
-        first, end = [run[0] for run in runs], [run[0] + run[1] for run in runs]
-        ((known,),) = await tx.fetch("plan_image_digests", first=first, end=end)
+        if sweep_class == ORDER:
+            runs = sweeps.runs_of(built.photos)
+            first, end = [run[0] for run in runs], [run[0] + run[1] for run in runs]
+            ((known,),) = await tx.fetch("plan_image_digest_ranges", first=first, end=end)
+        else:
+            ((known,),) = await tx.fetch("plan_image_digests", ordinals=built.photos)
         # A photo's digest and that of its stored file may differ, and the file's need not be known.
         macs = await asyncio.to_thread(self._remember, built.image_digests + (known or b""))
         await tx.execute("plan_suppress_page", macs=macs)
@@ -549,7 +551,7 @@ class Built:
 
 async def _artifacts(tx: Tx, ordinals: I64) -> AsyncIterator[Page]:
     """What people's images have, all at once."""
-    for row in await tx.fetch("plan_artifacts", ordinals=np.unique(ordinals).tolist(), page=PAGE_LEAVES):
+    for row in await tx.fetch("plan_artifacts", ordinals=np.unique(ordinals), page=PAGE_LEAVES):
         yield Page.of_row(row)
 
 

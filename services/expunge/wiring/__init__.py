@@ -62,6 +62,9 @@ IDLE_TICK_SECONDS = 2.0
 RELAY_SECONDS = 2.0
 """How often the relay looks for outbox rows that a crash left behind."""
 
+GATHER_SECONDS = 1.0
+"""How long statements about chunks wait for a checkpoint that nothing else asks for."""
+
 RECONCILE_SECONDS = 60.0
 """How often rescan looks whether the next reconciliation is due."""
 
@@ -405,6 +408,7 @@ def _coordinate(deployment: Deployment, wake: asyncio.Event) -> _Stages:
         origin=deployment.settings.origin,
         clock=now,
         attested=deployment.attests,
+        gather_seconds=GATHER_SECONDS,
     )
     dispatch = Dispatch(signer=scope_signer, clock=now, policy=policy, rewrites_unit=deployment.rewrites_unit)
     certify = Certify(
@@ -428,6 +432,7 @@ def _coordinate(deployment: Deployment, wake: asyncio.Event) -> _Stages:
             window_seconds=policy.window.total_seconds(),
             clock=now,
             publish_outbox=host.publish_outbox,
+            publish=host.publish,
             key_retention=timedelta(days=deployment.settings.key_retention_days) or None,
             wake=wake,
             attest=deployment.attest(),

@@ -1,7 +1,7 @@
 """The coordinate worker's own loop: plan, prove, dispatch and certify hand over through rows, in one process.
 
 Each turn: seal sweeps from what waits, publish a checkpoint over new rows, and in one transaction record it, order the
-work of newly published scopes, announce certificates. Woken by commits; looks again by itself, so that a crash between
+work of newly published scopes; then announce certificates. Woken by commits; looks again by itself, so that a crash between
 any two steps is picked up by the next turn.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final
@@ -19,7 +19,7 @@ import structlog
 
 from expunge import metrics
 from expunge.domain.errors import Retryable
-from expunge.ports import Clock, Ledger, Tx
+from expunge.ports import Clock, Ledger, Outgoing, Tx
 from expunge.stages.certify import Certify
 from expunge.stages.dispatch import Dispatch
 from expunge.stages.plan import ORDER, PEOPLE, Plan
@@ -53,11 +53,13 @@ class Coordinator:
     window_seconds: float
     clock: Clock
     publish_outbox: Callable[[], Awaitable[int]]
+    publish: Callable[[Sequence[Outgoing]], Awaitable[None]]
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     attest: Attest | None = None
     """Where the settings name witnesses or a time stamping authority; nothing waits without."""
     _published: asyncio.Event = field(default_factory=asyncio.Event)
     key_retention: timedelta | None = None
+    _to_announce: bool = True
     _redriven: float = 0.0
     _destroyed: float = -DESTROY_SECONDS
     _gauged: float = 0.0
@@ -85,15 +87,27 @@ class Coordinator:
         moved = await self._seal()
         published = await self.prove.publish()
         if published is None:
-            return await self._attested() or moved
+            announced = self._to_announce and await self._announce()
+            return await self._attested() or announced or moved
         async with self.ledger.transaction() as tx:
             await self.prove.record(published, tx)
             await self.dispatch.published(published.size, tx)
-            await self.certify.issue(published.size, tx)
+        self._to_announce = True
         metrics.LOG_SIZE.set(published.size)
         self._published.set()
         await self.publish_outbox()
+        await self._announce()
         return True
+
+    async def _announce(self) -> bool:
+        """Publish what rounds under a published checkpoint have to say; whether there was anything. The rows stay until Kafka
+        has it all, so what a crash or a broker that is away undoes is said by a later turn, or another process."""
+        async with self.ledger.transaction() as tx:
+            messages = await self.certify.issue(tx)
+            if messages:
+                await self.publish(messages)
+        self._to_announce = False
+        return bool(messages)
 
     async def _attested(self) -> bool:
         """Order what waited for witnesses or the time stamp; whether anything did."""
@@ -139,6 +153,7 @@ class Coordinator:
         now = time.monotonic()
         if now - self._redriven >= REDRIVE_SECONDS:
             self._redriven = now
+            self._to_announce = True  # another process may have left it behind
             async with self.ledger.transaction() as tx:
                 ordered = await self.dispatch.redrive(tx, age=STALLED_SECONDS)
                 await self.dispatch.expire(tx)

@@ -379,6 +379,10 @@ class DeliveryHost:
                 if len(rows) < OUTBOX_BATCH:
                     return published
 
+    async def publish(self, messages: Sequence[Outgoing]) -> None:
+        """Publish messages that have rows of their own to be repeated from. Raises `Retryable`."""
+        await self._broker.publish(messages)
+
     async def retry_due(self) -> int:
         """Try parked events whose time has come, each on its own; how many were due."""
         async with self.ledger.transaction() as tx:

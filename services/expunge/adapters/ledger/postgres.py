@@ -6,14 +6,18 @@ SQL lives in `sql/*.sql` under `-- name:` lines; Python passes parameters. Forei
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Final, LiteralString, cast
 
+import numpy as np
 import psycopg
 from psycopg import sql
+from psycopg.adapt import Buffer, Dumper
+from psycopg.pq import Format
 from psycopg.types.json import set_json_dumps
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
@@ -138,8 +142,31 @@ class PostgresLedger:
                 yield PostgresTx(connection)
 
 
+class _Int64s(Dumper):
+    """An int64 array as bigint[], in PostgreSQL's binary format (`array_recv`): psycopg dumps lists one by one."""
+
+    format = Format.BINARY
+    oid = psycopg.postgres.types["int8"].array_oid
+
+    def dump(self, obj: np.ndarray) -> Buffer:
+        """Raises TypeError for another type or shape."""
+        if obj.dtype != np.int64 or obj.ndim != 1:
+            message = f"expected a flat int64 array, got {obj.dtype} with {obj.ndim} dimensions"
+            raise TypeError(message)
+        items = np.empty(len(obj), [("length", ">i4"), ("value", ">i8")])
+        items["length"], items["value"] = 8, obj
+        element = psycopg.postgres.types["int8"].oid
+        head = (
+            struct.pack(">iiI", 1, 0, element) + struct.pack(">ii", len(obj), 1)
+            if len(obj)
+            else struct.pack(">iiI", 0, 0, element)
+        )
+        return head + items.tobytes()
+
+
 async def _configure(connection: psycopg.AsyncConnection) -> None:
     set_json_dumps(canonical.dumps, connection)
+    connection.adapters.register_dumper(np.ndarray, _Int64s)
 
 
 def migrations() -> list[tuple[int, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
+from itertools import pairwise
 from typing import Any, Final
 from uuid import UUID
 
@@ -14,6 +15,7 @@ from pyroaring import BitMap
 
 from expunge.domain import canonical, certificate, merkle
 from expunge.domain import sweep as sweeps
+from expunge.domain.certificate import Result
 from expunge.domain.leaf import derive_key, nonces
 from expunge.domain.lifecycle import RequestState
 from expunge.domain.scopefile import ScopeFile, unpack_columns, unpack_strings
@@ -21,6 +23,7 @@ from expunge.domain.words import Outcome, Provision
 from expunge.ports import Row
 
 _CODES: Final = tuple(Outcome)
+_UNSETTLED: Final = [_CODES.index(Outcome.OPEN), _CODES.index(Outcome.PRESENT)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,11 @@ class Sweep:
     file: ScopeFile
     claims: Mapping[str, bytes]
     outcomes: Sequence[NDArray[np.uint8]]
+
+    @property
+    def requests(self) -> int:
+        """How many requests it has."""
+        return len(self.claims["requests"]) // 16
 
     def indices(self, tree: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Leaf indices claimed in one tree, laid end to end by request, and where each request's begin (r + 1)."""
@@ -63,13 +71,30 @@ class Taint:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """One request that reached a result in this round."""
+    """One request that reached a result in this round. `body`: the canonical `certificate.Completed`; `models`: whether it
+    names any."""
 
     leaf: int
     request_id: UUID
     bucket: date
-    result: str
-    body: dict[str, Any]
+    result: Result
+    body: bytes
+    models: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What requests that ended alike have in common. `models`, `outcomes`: canonical lists."""
+
+    result: Result
+    models: bytes
+    outcomes: bytes
+
+    def body(self, provision: Provision, request_id: UUID) -> bytes:
+        """The canonical `certificate.Completed` of one of them."""
+        return b'{"models":%b,"outcomes":%b,"provision":"%b","request":"%b","result":"%b"}' % (
+            self.models, self.outcomes, provision.encode(), str(request_id).encode(), self.result.encode(),
+        )  # fmt: skip
 
 
 def round_file(sweep_id: UUID, number: int, digest: bytes) -> str:
@@ -85,30 +110,36 @@ def taint_of(row: Row) -> Taint:
 def finished_data(sweep: Sweep, rows: Sequence[Row], taints: Sequence[Taint]) -> list[Finished]:
     """Requests all of whose leaves have a final outcome."""
     counts = [sweeps.tally(sweep.outcomes[tree], *sweep.indices(tree), _CODES) for tree in range(len(sweep.trees))]
+    unsettled = sum(one[:, _UNSETTLED].sum(axis=1) for one in counts) if counts else np.zeros(sweep.requests, np.int64)
+    told = np.concatenate(counts, axis=1) if counts else np.zeros((sweep.requests, 0), np.int64)
+    made: dict[tuple[bytes, tuple[str, ...]], Told] = {}
     done = []
     for leaf, request_id, bucket, *_ in rows:
-        mine = [
-            (tree, code, int(number))
-            for tree, one in enumerate(counts)
-            for code, number in zip(_CODES, one[leaf], strict=True)
-            if number
-        ]
-        if any(code in {Outcome.OPEN, Outcome.PRESENT} for _, code, _ in mine):
+        if unsettled[leaf]:
             continue
-        outcomes: dict[Outcome, int] = {}
-        for _, code, number in mine:
-            outcomes[code] = outcomes.get(code, 0) + number
         models = [taint for taint in taints if leaf in taint.requests]
-        result = certificate.result_of(Provision.DATA, outcomes)
-        body = {
-            "request": str(request_id),
-            "provision": Provision.DATA,
-            "result": result,
-            "outcomes": [{"tree": tree, "outcome": int(code), "artifacts": number} for tree, code, number in mine],
-            "models": [one.body() for one in models],
-        }
-        done.append(Finished(leaf, request_id, bucket, result, body))
+        alike = (told[leaf].tobytes(), tuple(one.name for one in models))
+        if alike not in made:  # most people's requests end alike
+            made[alike] = _told(told[leaf].tolist(), models)
+        said = made[alike]
+        done.append(
+            Finished(leaf, request_id, bucket, said.result, said.body(Provision.DATA, request_id), bool(models))
+        )
     return done
+
+
+def _told(numbers: Sequence[int], models: Sequence[Taint]) -> Told:
+    """`numbers`: artifacts by tree, then by outcome."""
+    listed = [(at // len(_CODES), _CODES[at % len(_CODES)], number) for at, number in enumerate(numbers) if number]
+    outcomes: dict[Outcome, int] = {}
+    for _, code, number in listed:
+        outcomes[code] = outcomes.get(code, 0) + number
+    counted = [{"tree": tree, "outcome": int(code), "artifacts": number} for tree, code, number in listed]
+    return Told(
+        certificate.result_of(Provision.DATA, outcomes),
+        canonical.dumps([one.body() for one in models]),
+        canonical.dumps(counted),
+    )
 
 
 def finished_models(rows: Sequence[Row], taints: Sequence[Taint]) -> list[Finished]:
@@ -120,21 +151,17 @@ def finished_models(rows: Sequence[Row], taints: Sequence[Taint]) -> list[Finish
         models = [taint for taint in taints if leaf in taint.requests]
         if any(one.resolution is None for one in models):
             continue
-        body = {
-            "request": str(request_id),
-            "provision": Provision.MODELS,
-            "result": "complete",
-            "outcomes": [],
-            "models": [one.body() for one in models],
-        }
-        done.append(Finished(leaf, request_id, bucket, "complete", body))
+        said = Told("complete", canonical.dumps([one.body() for one in models]), b"[]")
+        done.append(
+            Finished(leaf, request_id, bucket, said.result, said.body(Provision.MODELS, request_id), bool(models))
+        )
     return done
 
 
 def state_after(provision: Provision, one: Finished) -> RequestState:
     if one.result == "held":
         return RequestState.HELD
-    if one.result == "complete" and (provision is Provision.MODELS or not one.body["models"]):
+    if one.result == "complete" and (provision is Provision.MODELS or not one.models):
         # Where no model is tainted, the data certificate says so and nothing is left to prove.
         return RequestState.COMPLETED
     return RequestState.DATA_CERTIFIED
@@ -144,19 +171,23 @@ def box(bucket: bytes, one: Finished, number: int, data: bytes) -> bytes:
     return certificate.seal(derive_key(bucket, "request", one.request_id.bytes), number, data)
 
 
-def _opening(tree: merkle.Tree, index: int, drawn: bytes) -> dict[str, Any]:
-    return {
-        "index": index,
-        "size": tree.size,
-        "nonce": drawn[index * 16 : index * 16 + 16].hex(),
-        "path": [one.hex() for one in tree.inclusion_path(index)],
-    }
+def _opening(tree: merkle.Tree, index: int, drawn: bytes) -> str:
+    """A `certificate.Opening`, canonical."""
+    path = ",".join([f'"{one.hex()}"' for one in tree.inclusion_path(index)])
+    nonce = drawn[index * 16 : index * 16 + 16].hex()
+    return f'{{"index":{index},"nonce":"{nonce}","path":[{path}],"size":{tree.size}}}'
 
 
-def _runs_by_request(sweep: Sweep, tree: int) -> Any:  # noqa: ANN401 - Callable[[int], list[list[int]]]
+def _runs(sweep: Sweep, tree: int) -> list[str]:
+    """Of each request, its leaf indices in a tree as runs, canonical; empty where it has none there."""
     leaf, offset = sweep.indices(tree)
-    bounds = offset.tolist()
-    return lambda one: [list(run) for run in sweeps.runs_of(leaf[bounds[one] : bounds[one + 1]])]
+    starts = np.zeros(len(leaf) + 1, np.bool_)
+    starts[1:-1] = np.diff(leaf) != 1
+    starts[offset] = True
+    at = np.flatnonzero(starts)
+    texts = [f"[{first},{count}]" for first, count in zip(leaf[at[:-1]].tolist(), np.diff(at).tolist(), strict=True)]
+    bounds = np.searchsorted(at, offset).tolist()
+    return [f"[{','.join(texts[lo:hi])}]" if hi > lo else "" for lo, hi in pairwise(bounds)]
 
 
 def certificates(
@@ -168,32 +199,24 @@ def certificates(
     claim_bodies = unpack_strings(requests["bodies"])
     claim_nonces = nonces(derive_key(sweep.key, "requests"), claim_tree.size)
     drawn = nonces(derive_key(sweep.key, "round", number.to_bytes(4, "big")), len(done))
-    bodies = [canonical.dumps(one.body) for one in done]
-    leaves = b"".join(
-        certificate.leaf(drawn[at * 16 : at * 16 + 16], body) for at, body in enumerate(bodies)
-    )  # fmt: skip
+    leaves = b"".join([certificate.leaf(drawn[at * 16 : at * 16 + 16], one.body) for at, one in enumerate(done)])
     tree = merkle.Tree(merkle.leaf_hashes(leaves, certificate.OPENING_BYTES))
-    runs = [_runs_by_request(sweep, number) for number in range(len(sweep.trees))]
+    runs = [_runs(sweep, number) for number in range(len(sweep.trees))]
+    # Written out in the order of RFC 8785, from parts that are canonical: an encoder would take most of a round's time.
+    shared = (
+        f',"issuer":{_text(issuer)},"not_covered":{_text(list(not_covered))},"provision":"{provision.value}","request":'
+    )
+    tail = f',"round":{number},"scope":"{sweep.scope_digest.hex()}","sweep":"{sweep.sweep_id}","version":1}}'
     made = []
     for at, one in enumerate(done):
-        claim: Any = canonical.loads(claim_bodies[one.leaf].encode())
+        indices = ",".join([text for by_request in runs if (text := by_request[one.leaf])])
+        opened = _opening(claim_tree, one.leaf, claim_nonces)
         made.append(
-            canonical.dumps(
-                {
-                    "version": 1,
-                    "issuer": issuer,
-                    "request": str(one.request_id),
-                    "provision": provision,
-                    "sweep": str(sweep.sweep_id),
-                    "scope": sweep.scope_digest.hex(),
-                    "round": number,
-                    "claim": claim,
-                    "claim_opening": _opening(claim_tree, one.leaf, claim_nonces),
-                    "indices": [runs[tree["tree"]](one.leaf) for tree in claim["trees"]],
-                    "completed": one.body,
-                    "completed_opening": _opening(tree, at, drawn),
-                    "not_covered": list(not_covered),
-                }
-            )
+            f'{{"claim":{claim_bodies[one.leaf]},"claim_opening":{opened},"completed":{one.body.decode()},'
+            f'"completed_opening":{_opening(tree, at, drawn)},"indices":[{indices}]{shared}"{one.request_id}"{tail}'.encode()
         )
     return tree.root, made
+
+
+def _text(value: object) -> str:
+    return canonical.dumps(value).decode()

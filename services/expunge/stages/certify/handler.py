@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from datetime import date, datetime
-from typing import Final
 from uuid import UUID
 
 import numpy as np
@@ -27,8 +27,8 @@ from expunge.domain.request import RequestId
 from expunge.domain.scopefile import ScopeFile, unpack_columns
 from expunge.domain.statement import PAYLOAD_TYPE
 from expunge.domain.words import Provision
-from expunge.ports import Clock, Delivery, KeyStore, Row, SealedStore, Signer, Tx
-from expunge.record import emit, log
+from expunge.ports import Clock, Delivery, KeyStore, Outgoing, Row, SealedStore, Signer, Tx
+from expunge.record import log, outgoing
 from expunge.stages.certify.finished import (
     Finished,
     Sweep,
@@ -41,8 +41,6 @@ from expunge.stages.certify.finished import (
     taint_of,
 )  # fmt: skip
 from expunge.stages.certify.rows import drop_rows
-
-WORKER: Final = "coordinate"
 
 
 class Certify:
@@ -143,7 +141,7 @@ class Certify:
         blob = b"".join(boxes)
         file_digest = hashlib.sha256(blob).digest()
         await asyncio.to_thread(self._sealed.write, round_file(sweep.sweep_id, number, file_digest), [blob])
-        results = {result: sum(one.result == result for one in done) for result in sorted({one.result for one in done})}
+        results: dict[str, int] = dict(sorted(Counter(one.result for one in done).items()))
         predicate = statement.Completion(
             sweep=str(sweep.sweep_id), scope=sweep.scope_digest.hex(), round=number, provision=provision,
             requests=len(done), root=root.hex(), results=results, at=at,
@@ -197,29 +195,28 @@ class Certify:
                 found.append(day)
         return found
 
-    async def issue(self, size: int, tx: Tx) -> int:
-        """Announce the certificates of every round that the checkpoint of `size` covers; how many certificates."""
-        rows = await tx.fetch("certify_unissued", size=size)
-        at = self._clock()
-        out: list[events.Event] = []
-        for sweep_id, number, provision, request_id, result, digest, state in rows:
-            out.append(
-                events.CertificateIssued(
-                    request_id=RequestId(str(request_id)),
-                    provision=Provision(provision),
-                    sweep_id=SweepId(str(sweep_id)),
-                    round=number,
-                    result=events.Result(result),
-                    certificate_digest=digest.hex(),
-                    at=at,
-                )
-            )
-            if state == RequestState.COMPLETED:
-                out.append(events.RequestCompleted(request_id=RequestId(str(request_id)), at=at))
+    async def issue(self, tx: Tx) -> list[Outgoing]:
+        """Messages that announce the certificates of every round under a published checkpoint, which count as issued once
+        `tx` commits: publish them first. The rounds' rows are their outbox. A repeat gives the same messages."""
+        rows = await tx.fetch("certify_unissued")
         if rows:
-            await emit(tx, WORKER, out, at=at)
-            await tx.execute("certify_issued", size=size)
-        return len(rows)
+            await tx.execute("certify_issued", sweeps=[row[0] for row in rows], rounds=[row[1] for row in rows])
+        return [one for row in rows for one in await _announced(row, tx)]
+
+
+async def _announced(row: Row, tx: Tx) -> list[Outgoing]:
+    sweep_id, number, provision, at = row
+    out: list[Outgoing] = []
+    for request_id, result, digest, state in await tx.fetch("certify_certificates", sweep_id=sweep_id, round=number):
+        issued = events.CertificateIssued(
+            request_id=RequestId(str(request_id)), provision=Provision(provision), sweep_id=SweepId(str(sweep_id)),
+            round=number, result=events.Result(result), certificate_digest=digest.hex(), at=at,
+        )  # fmt: skip
+        out.append(outgoing(issued, at=at)[1])
+        if state == RequestState.COMPLETED:
+            completed = events.RequestCompleted(request_id=RequestId(str(request_id)), at=at)
+            out.append(outgoing(completed, at=at)[1])
+    return out
 
 
 async def destroy_bucket(tx: Tx, keys: KeyStore, signer: Signer, day: date, *, at: datetime) -> int:

@@ -24,25 +24,19 @@ async def drop_rows(sweep: Sweep, done: Sequence[Finished], tx: Tx) -> None:
     offsets = np.frombuffer(sweep.claims["ordinal_offsets"], "<u8").astype(np.int64)
     every = np.frombuffer(sweep.claims["ordinals"], "<u8").astype(np.int64)
     ordinals = np.unique(np.concatenate([every[offsets[leaf] : offsets[leaf + 1]] for leaf in chosen.tolist()]))
-    runs = sweeps.runs_of(ordinals)
-    first, end = [run[0] for run in runs], [run[0] + run[1] for run in runs]
-    whole = sweep.sweep_class == "order" and all(np.isin(one, list(FINAL_ABSENT)).all() for one in sweep.outcomes)
-    found: dict[int, BitMap64] = {}
-    if whole:
-        await tx.execute(
-            "certify_drop_artifact_ranges", first=first, end=end, last=sweep.last_artifact, sweep_id=sweep.sweep_id,
-        )  # fmt: skip
-        for source_no, packed in await tx.fetch("certify_drop_image_ranges", first=first, end=end):
-            found[source_no] = BitMap64(np.frombuffer(packed, ">i8").astype(np.uint64))
+    if sweep.sweep_class == "order" and all(np.isin(one, list(FINAL_ABSENT)).all() for one in sweep.outcomes):
+        runs = sweeps.runs_of(ordinals)
+        within = {"first": [run[0] for run in runs], "end": [run[0] + run[1] for run in runs]}
+        await tx.execute("certify_drop_artifact_ranges", **within, last=sweep.last_artifact, sweep_id=sweep.sweep_id)
+        images = await tx.fetch("certify_drop_image_ranges", **within)
+        await tx.execute("certify_drop_subject_ranges", **within)
     else:
         gone, ids = await asyncio.to_thread(_gone_artifacts, sweep, chosen)
         if len(gone):
-            await tx.execute(
-                "certify_drop_artifacts", ordinals=gone.tolist(), ids=ids.tolist(), sweep_id=sweep.sweep_id
-            )
-        for ordinal, source_no in await tx.fetch("certify_drop_images", first=first, end=end):
-            found.setdefault(source_no, BitMap64()).add(ordinal)
-    await tx.execute("certify_drop_subjects", first=first, end=end)
+            await tx.execute("certify_drop_artifacts", ordinals=gone, ids=ids, sweep_id=sweep.sweep_id)
+        images = await tx.fetch("certify_drop_images", ordinals=ordinals)
+        await tx.execute("certify_drop_subjects", ordinals=ordinals)
+    found = {source_no: BitMap64(np.frombuffer(packed, ">i8").astype(np.uint64)) for source_no, packed in images}
     await tx.execute("certify_drop_consents", ids=[one.request_id for one in done])
     if found:
         for source_no, bitmap in await tx.fetch("certify_tombstone_now", sweep_id=sweep.sweep_id):

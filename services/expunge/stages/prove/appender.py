@@ -41,10 +41,13 @@ class Published:
 
 class Prove:
     """The log's appender. `origin`: the log's name (C2SP: a schema-less URL), also its key name. `attested`: whether a
-    checkpoint needs witnesses or a time stamp (`attest`) before it counts as attested."""
+    checkpoint needs witnesses or a time stamp (`attest`) before it counts as attested. `gather_seconds`: how long
+    statements about chunks wait for company where no other does: nothing waits for them before the round that they are
+    part of, and a checkpoint has a dozen writes to disk."""
 
     def __init__(
-        self, *, ledger: Ledger, store: TileStore, key: SigningKey, origin: str, clock: Clock, attested: bool = False
+        self, *, ledger: Ledger, store: TileStore, key: SigningKey, origin: str, clock: Clock, attested: bool = False,
+        gather_seconds: float = 0.0,
     ) -> None:  # fmt: skip
         self._ledger = ledger
         self._store = store
@@ -52,6 +55,7 @@ class Prove:
         self._origin = origin
         self._clock = clock
         self._attested = attested
+        self._gather_seconds = gather_seconds
         self._frontier = Frontier()
 
     async def publish(self) -> Published | None:
@@ -64,6 +68,8 @@ class Prove:
             ((next_index, signed, intended),) = await tx.fetch("prove_state")
             size = intended if intended > signed else next_index
             if not locked or size == signed:
+                return None
+            if intended <= signed and not await self._pressing(tx, signed):
                 return None
             # The lock came first: whoever published has intended before, and those rows are visible.
             await self._check_published(tx, next_index, await asyncio.to_thread(self._published))
@@ -86,6 +92,11 @@ class Prove:
             for index, leaf_hash, predicate, _entry in rows
         )
         return Published(signed, size, root, note, statements)
+
+    async def _pressing(self, tx: Tx, signed: int) -> bool:
+        if not self._gather_seconds:
+            return True
+        return bool(await tx.fetch("prove_pressing", first=signed, seconds=self._gather_seconds))
 
     async def record(self, published: Published, tx: Tx) -> None:
         """Step 4: record the note and announce the statements, in the caller's transaction."""

@@ -74,10 +74,14 @@ select %(sweep_id)s, b.source_no, g.kind, count(*)
 from gone g join ordinal_block b on b.first_ordinal = g.ordinal - g.ordinal %% 65536 group by 2, 3
 on conflict (sweep_id, source_no, kind) do update set artifacts = erased.artifacts + excluded.artifacts
 
+-- People's images are scattered, an order's lie in a few ranges: joined to many ranges, a plan compares each row with each.
 -- name: certify_drop_images
-delete from image i using unnest(%(first)s::bigint[], %(end)s::bigint[]) as r(lo, hi)
-where i.ordinal >= r.lo and i.ordinal < r.hi and not exists (select from artifact a where a.ordinal = i.ordinal)
-returning i.ordinal, i.source_no
+with gone as (
+    delete from image i
+    where i.ordinal = any(%(ordinals)s::bigint[]) and not exists (select from artifact a where a.ordinal = i.ordinal)
+    returning i.ordinal, i.source_no
+)
+select source_no, string_agg(int8send(ordinal), ''::bytea) from gone group by source_no
 
 -- name: certify_drop_image_ranges
 with gone as (
@@ -88,6 +92,10 @@ with gone as (
 select source_no, string_agg(int8send(ordinal), ''::bytea) from gone group by source_no
 
 -- name: certify_drop_subjects
+delete from image_subject x
+where x.ordinal = any(%(ordinals)s::bigint[]) and not exists (select from image i where i.ordinal = x.ordinal)
+
+-- name: certify_drop_subject_ranges
 delete from image_subject x using unnest(%(first)s::bigint[], %(end)s::bigint[]) as r(lo, hi)
 where x.ordinal >= r.lo and x.ordinal < r.hi and not exists (select from image i where i.ordinal = x.ordinal)
 
@@ -110,14 +118,20 @@ update sweep set state = 'done', moved_at = clock_timestamp()
 where sweep_id = %(sweep_id)s and not exists (
     select from request where sweep_id = %(sweep_id)s and state in ('planned', 'data-certified'))
 
+-- Rounds to be announced; who has them now announces them.
 -- name: certify_unissued
-select r.sweep_id, r.round, r.provision, c.request_id, c.result, c.digest, q.state
-from round r join certificate c on c.sweep_id = r.sweep_id and c.round = r.round
-join request q on q.request_id = c.request_id
-where not r.issued and r.log_index < %(size)s order by r.log_index, c.request_id
+select sweep_id, round, provision, at from round
+where not issued and log_index < (select coalesce(max(size), 0) from log_checkpoint where note is not null)
+order by log_index for update skip locked
+
+-- name: certify_certificates
+select c.request_id, c.result, c.digest, q.state from certificate c join request q using (request_id)
+where c.sweep_id = %(sweep_id)s and c.round = %(round)s order by q.leaf
 
 -- name: certify_issued
-update round set issued = true where not issued and log_index < %(size)s
+update round r set issued = true
+from unnest(%(sweeps)s::uuid[], %(rounds)s::integer[]) as t(sweep_id, round)
+where (r.sweep_id, r.round) = (t.sweep_id, t.round)
 
 -- name: certify_sweeps_to_check
 select sweep_id from sweep s where state = 'published' and taint = 'resolved'

@@ -93,6 +93,9 @@ select kind, store_no, page, ids, ordinals, units, purposes, digests, locators f
 where kind = %(kind)s and store_no = %(store_no)s and page = %(page)s
 
 -- name: plan_image_digests
+select string_agg(digest, ''::bytea) from image where ordinal = any(%(ordinals)s::bigint[])
+
+-- name: plan_image_digest_ranges
 select string_agg(i.digest, ''::bytea)
 from unnest(%(first)s::bigint[], %(end)s::bigint[]) as r(lo, hi) join image i on i.ordinal >= r.lo and i.ordinal < r.hi
 

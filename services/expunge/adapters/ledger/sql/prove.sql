@@ -8,6 +8,12 @@ select (select next from log_head),
        coalesce((select max(size) from log_checkpoint where note is not null), 0),
        coalesce((select max(size) from log_checkpoint), 0)
 
+-- Whether a statement beyond the last checkpoint is about more than a chunk, or has waited long enough.
+-- name: prove_pressing
+select from log_entry where index >= %(first)s
+  and (predicate <> 'urn:expunge:chunk:v1' or at < clock_timestamp() - make_interval(secs => %(seconds)s::float8))
+limit 1
+
 -- name: prove_hashes
 select string_agg(leaf_hash, ''::bytea order by index) from log_entry where index >= %(first)s and index < %(end)s
 
