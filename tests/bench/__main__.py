@@ -20,7 +20,7 @@ from psycopg.conninfo import make_conninfo
 from rich.console import Console
 
 from expunge.wiring.up import Embedded
-from tests.bench import micro, orders, people, report
+from tests.bench import beside, micro, orders, people, report
 from tests.bench.corpus import PER_PERSON, Corpus, import_rows, store_urls
 from tests.bench.rig import AUDIENCE, WORKERS, Rig
 
@@ -40,8 +40,11 @@ def arguments(given: list[str]) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="smallest sizes, within a minute")
     parser.add_argument("--only", choices=("orders", "requests", "micro"), action="append", help="may be repeated")
     parser.add_argument("--sizes", default="3000,30000", help="images per order")
-    parser.add_argument("--requests", type=int, default=1000, help="people who ask at once")
+    parser.add_argument("--requests", type=int, default=3000, help="people who ask at once")
     parser.add_argument("--publishers", type=int, default=16)
+    parser.add_argument(
+        "--beside", type=int, default=1000, help="people whose pgvector rows go, by us and by another; 0: none"
+    )
     parser.add_argument("--disk", type=Path, help="keep files and indexes in a folder below this one, not in memory")
     parser.add_argument("--output", type=Path, default=report.OUTPUT, help="where results and history go")
     parser.add_argument("--profile", action="store_true", help="py-spy each worker, into OUTPUT/profiles")
@@ -49,7 +52,7 @@ def arguments(given: list[str]) -> argparse.Namespace:
     found = parser.parse_args(given)
     found.sizes = [int(one) for one in found.sizes.split(",")]
     if found.quick:
-        found.sizes, found.requests = [1000], 100
+        found.sizes, found.requests, found.beside = [1000], 100, 0
     found.only = found.only or ["orders", "requests", "micro"]
     return found
 
@@ -96,7 +99,9 @@ def _deployment(options: argparse.Namespace, files: Path, servers: Path, console
         max(0, (QUICK_VECTORS if options.quick else PEOPLE_VECTORS) - 2 * asked * PER_PERSON),
     )
     sources = {images: Corpus(f"order-{images}", images, images) for images in sizes}
-    every = [warm, Corpus("warm-people", 1_000, 0), *([crowd] if asked else []), *sources.values()]
+    rows = beside.Rows("rows", options.beside * PER_PERSON, 0)
+    alone = [rows] if asked and options.beside else []
+    every = [warm, Corpus("warm-people", 1_000, 0), *([crowd] if asked else []), *alone, *sources.values()]
     live = files / "live"
     for corpus in every:
         corpus.write(live)
@@ -104,13 +109,19 @@ def _deployment(options: argparse.Namespace, files: Path, servers: Path, console
     profiles = options.output / "profiles" if options.profile else None
     with Embedded(servers / "up", audience=AUDIENCE, workers=WORKERS, stores=store_urls(live)) as embedded:
         rig = Rig(embedded, profiles)
+        stores = store_urls(live)
+        if alone:
+            vectors = embedded.postgres.create_database("vectors")
+            beside.fill(vectors, rows.images)
+            stores[beside.STORE] = f"pgvector+{vectors}"
+        embedded.use_stores(stores)
         tell("servers are up")
         import_rows(embedded.settings, every, servers)
         tell("rows are imported")
         copies = _copies(rig, 3)
         if options.profile:
             _log_slow(rig)
-        rig.start(store_urls(live))
+        rig.start(stores)
         tell("workers are ready")
         people.run(rig, every[1], range(50), publishers=2, rate=None, name="warm")
         orders.run(rig, warm, "warm-order")
@@ -118,6 +129,8 @@ def _deployment(options: argparse.Namespace, files: Path, servers: Path, console
         result: dict[str, Any] = {"idle": rig.idle(1.0 if options.quick else 4.0)}
         if asked:
             result["requests"] = _requests(rig, options, crowd, files, copies[0], tell)
+        if alone:
+            result["beside"] = _beside(rig, rows, servers / "lethe", options.publishers, tell)
         for images, corpus in sources.items():
             system = orders.run(rig, corpus, f"order-{images}")
             tell(f"order of {images} done")
@@ -152,7 +165,23 @@ def _requests(
     floor = people.floor(rig, crowd, range(asked), root=root, dsn=copy, publishers=publishers, sweep=sweep)
     tell(f"their floor done, {floor['rate']:.0f} per second")
     shutil.rmtree(root)
-    return {"burst": burst, "paced": paced, "floor": floor, "ratio": burst["rate"] / floor["rate"]}
+    shares = {"ratio": burst["rate"] / floor["rate"], "cpu_ratio": floor["cpu_each"] / burst["cpu_each"]}
+    return {"burst": burst, "paced": paced, "floor": floor} | shares
+
+
+def _beside(rig: Rig, rows: beside.Rows, folder: Path, publishers: int, tell: Any) -> dict[str, Any]:
+    """The same deletions by us and by another."""
+    people_ = range(rows.images // PER_PERSON)
+    ours = people.run(rig, rows, people_, publishers=publishers, rate=None, name="beside")
+    tell(f"{len(people_)} people's pgvector rows deleted, {ours['rate']:.0f} people per second")
+    if (why := beside.install(folder)) is not None:
+        return {"ours": ours, "theirs": {"skipped": why}}
+    dsn = rig.embedded.postgres.create_database("lethe")
+    beside.fill(dsn, rows.images)
+    theirs = beside.run(folder, dsn, [rows.subject(one) for one in people_], publishers)
+    tell(f"the same by {beside.PACKAGE}: {theirs.get('rate', 0):.0f} per second")
+    found: dict[str, Any] = {"ours": ours, "theirs": theirs}
+    return found | ({"ratio": ours["rate"] / theirs["rate"]} if theirs.get("rate") else {})
 
 
 def _copies(rig: Rig, count: int) -> list[str]:

@@ -86,17 +86,21 @@ class Corpus:
         faiss.write_index(index, str(root / FACES / self.index))
 
     def write_rows(self, path: Path) -> None:
-        """The catalogue file: two artifacts per image."""
+        """The catalogue file: a row per artifact."""
         day = date(2026, 1, 1).isoformat()
         with path.open("w", encoding="utf-8", newline="") as stream:
             out = csv.writer(stream)
             out.writerow(COLUMNS)
             for image, (_, digest) in enumerate(self.digests()):
                 head = (self.source, f"{image:08d}", self.subject(image // PER_PERSON), digest, day)
-                photo = ("image", PHOTOS, self.unit(image), self.locator(image), "training", "")
-                face = ("embedding", FACES, self.index, str(image), "training", "")
-                out.writerow((*head, *photo))
-                out.writerow((*head, *face))
+                for artifact in self.artifacts(image):
+                    out.writerow((*head, *artifact))
+
+    def artifacts(self, image: int) -> list[tuple[str, ...]]:
+        """The last columns of an image's rows."""
+        photo = ("image", PHOTOS, self.unit(image), self.locator(image), "training", "")
+        face = ("embedding", FACES, self.index, str(image), "training", "")
+        return [photo, face]
 
 
 def store_urls(root: Path) -> dict[str, str]:

@@ -18,7 +18,7 @@ from expunge.domain import dsse, topics
 from expunge.domain.request import PAYLOAD_TYPE, DeletionRequested, parse_request
 from tests.bench.corpus import FACES, PER_PERSON, PHOTOS, Corpus, faiss
 from tests.bench.orders import rewrite
-from tests.bench.rig import FLOOR_IN, FLOOR_OUT, WARM, Proofs, Publishing, Rig, seed_of, tree_seconds
+from tests.bench.rig import FLOOR_IN, FLOOR_OUT, WARM, Proofs, Publishing, Rig, seed_of
 from tests.bench.timeline import Requested, stages
 
 WINDOW_SECONDS: Final = 0.02
@@ -30,7 +30,10 @@ def run(rig: Rig, corpus: Corpus, people: range, *, publishers: int, rate: float
     subjects = [corpus.subject(person) for person in people]
     proofs = Proofs(rig.kafka, topics.PROOFS)
     try:
-        with Publishing(rig.kafka, publishers) as publishing, rig.measured(name) as measured:
+        with (
+            Publishing(rig.kafka, publishers) as publishing,
+            rig.measured(name, {"publishers": publishing.pid}) as measured,
+        ):
             publishing.send(subjects, rate)
             sent = publishing.sent()
             proofs.wait(list(sent), rig=rig, seconds=60 + len(subjects) / 5)
@@ -39,17 +42,19 @@ def run(rig: Rig, corpus: Corpus, people: range, *, publishers: int, rate: float
     found = _figures(sent, proofs)
     if left := set(found.pop("results")) - {"complete"}:
         raise RuntimeError(f"expected complete erasures, got {left}")
-    requests = [Requested(one, at, proofs.certified[one][0]) for one, at in sent.items()]
-    return measured | found | stages(rig.database, requests)
+    requests = [Requested(one, at, proofs.certified[one][0]) for one, at in sent.items() if one in proofs.certified]
+    return measured | found | {"cpu_each": sum(measured["cpu"].values()) / len(sent)} | stages(rig.database, requests)
 
 
 def _figures(sent: dict[str, float], proofs: Proofs) -> dict[str, Any]:
-    seen = [proofs.certified[one] for one in sent]
-    taken = np.array([at for at, _ in seen]) - np.array(list(sent.values()))
+    """What came of requests that were due at the times in `sent`. A lost one has no certificate when nobody waits longer."""
+    seen = [proofs.certified[one] for one in sent if one in proofs.certified]
+    taken = np.array([at for at, _ in seen]) - np.array([at for one, at in sent.items() if one in proofs.certified])
     wall = max(at for at, _ in seen) - min(sent.values())
     p50, p99 = np.percentile(taken, [50, 99]).tolist()
     return {
         "requests": len(sent),
+        "lost": len(sent) - len(seen),
         "wall": wall,
         "rate": len(sent) / wall,
         "publishing": max(sent.values()) - min(sent.values()),
@@ -74,18 +79,23 @@ def floor(
     try:
         if end.recv() != "ready":
             raise RuntimeError("the floor did not start")
-        with Publishing(rig.kafka, publishers, floor=True) as publishing:
+        assert process.pid is not None
+        with (
+            Publishing(rig.kafka, publishers, floor=True) as publishing,
+            rig.measured("floor-people", {"publishers": publishing.pid, "floor": process.pid}) as measured,
+        ):
             publishing.send(subjects)
             sent = publishing.sent()
             proofs.wait(list(sent), rig=rig, seconds=60 + len(subjects) / 5)
-        cpu = end.recv()
+        end.send("done")
     finally:
         proofs.close()
         process.join(10)
         process.kill()
     found = _figures(sent, proofs)
     del found["results"]
-    return found | {"sweep": sweep, "cpu": cpu}
+    cpu = {name: measured["cpu"].get(name, 0.0) for name in ("floor", "postgres", "kafka", "publishers")}
+    return found | {"sweep": sweep, "cpu": cpu, "cpu_each": sum(cpu.values()) / len(sent)}
 
 
 def _bare(end: Connection, kafka: str, dsn: str, root: str, corpus: Corpus, sweep: int, count: int) -> None:
@@ -112,8 +122,7 @@ def _bare(end: Connection, kafka: str, dsn: str, root: str, corpus: Corpus, swee
         )
         connection.commit()
         end.send("ready")
-        server = connection.info.backend_pid
-        cpu, done = time.process_time() + tree_seconds(server, {}), 0
+        done = 0
         while done < count:
             batch = _take(consumer, sweep)
             asked = []
@@ -130,7 +139,7 @@ def _bare(end: Connection, kafka: str, dsn: str, root: str, corpus: Corpus, swee
                 )
             producer.flush()
             done += len(batch)
-        end.send(time.process_time() + tree_seconds(server, {}) - cpu)
+        end.recv()  # what it took is read before it ends
     producer.close()
     consumer.close()
 

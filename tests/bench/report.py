@@ -62,6 +62,8 @@ def show(result: Mapping[str, Any], console: Console) -> None:
         _orders(orders, console)
     if requests := result.get("requests"):
         _requests(requests, console)
+    if beside := result.get("beside"):
+        _beside(beside, console)
     if micro := result.get("micro"):
         table = Table(
             "primitive",
@@ -81,6 +83,18 @@ def show(result: Mapping[str, Any], console: Console) -> None:
             ]
             table.add_row(name, *figures, f"{one['per_second']:,.0f}" if "per_second" in one else "")
         console.print(table)
+
+
+def _beside(beside: Mapping[str, Any], console: Console) -> None:
+    table = Table("", "requests", "lost", "per second", title="Signed deletion of one subject's pgvector rows")
+    for name, one in (("expunge", beside["ours"]), ("lethe-delete 0.7.3", beside["theirs"])):
+        if "skipped" in one:
+            table.add_row(name, "skipped", one["skipped"], "")
+        else:
+            table.add_row(name, f"{one['requests']:,}", str(one["lost"]), f"{one['rate']:,.0f}")
+    if "ratio" in beside:
+        table.add_row("ratio", "", "", f"{beside['ratio']:.1f}")
+    console.print(table)
 
 
 def _orders(orders: list[Mapping[str, Any]], console: Console) -> None:
@@ -114,20 +128,24 @@ def _orders(orders: list[Mapping[str, Any]], console: Console) -> None:
 
 
 def _requests(requests: Mapping[str, Any], console: Console) -> None:
-    table = Table("", "requests", "per second", "of the floor", "p50 ms", "p99 ms", "per sweep", title="Requests")
+    table = Table(
+        "", "requests", "lost", "per second", "of the floor", "CPU us each", "of the floor", "p50 ms", "p99 ms", "per sweep",
+        title="Requests",
+    )  # fmt: skip
     floor = requests["floor"]
     for name in ("burst", "paced", "floor"):
         one = requests[name]
-        share = f"{one['rate'] / floor['rate']:.2f}" if name == "burst" else ""
+        shares = (f"{requests['ratio']:.2f}", f"{requests['cpu_ratio']:.2f}") if name == "burst" else ("", "")
         per_sweep = one.get("requests_per_sweep", one.get("sweep", 0))
         table.add_row(
-            name, f"{one['requests']:,}", f"{one['rate']:,.0f}", share, f"{one['p50'] * 1e3:.0f}",
-            f"{one['p99'] * 1e3:.0f}", f"{per_sweep:.0f}",
+            name, f"{one['requests']:,}", str(one["lost"]), f"{one['rate']:,.0f}", shares[0],
+            f"{one['cpu_each'] * 1e6:,.0f}", shares[1], f"{one['p50'] * 1e3:.0f}", f"{one['p99'] * 1e3:.0f}",
+            f"{per_sweep:.0f}",
         )  # fmt: skip
     console.print(table)
     runs = {name: requests[name] for name in ("burst", "paced")}
     _stages(runs, "ms per request", 1e3, console)
-    _cpu({name: (one, one["requests"]) for name, one in runs.items()}, "request", console)
+    _cpu({name: (one, one["requests"]) for name, one in (runs | {"floor": floor}).items()}, "request", console)
 
 
 def _stages(runs: Mapping[str, Mapping[str, Any]], unit: str, factor: float, console: Console) -> None:

@@ -59,7 +59,7 @@ TICK_SECONDS = 0.25
 IDLE_TICK_SECONDS = 2.0
 """How often a worker looks for parked events whose time has come: rarer and rarer while it finds none."""
 
-RELAY_SECONDS = 2.0
+RELAY_SECONDS = 5.0
 """How often the relay looks for outbox rows that a crash left behind."""
 
 GATHER_SECONDS = 1.0

@@ -25,7 +25,7 @@ from expunge.stages.dispatch import Dispatch
 from expunge.stages.plan import ORDER, PEOPLE, Plan
 from expunge.stages.prove import Attest, Prove
 
-IDLE_SECONDS: Final = 0.5
+IDLE_SECONDS: Final = 1.0
 ATTEST_SECONDS: Final = 1.0
 """How long after a round that lacked an answer the witnesses are asked again; a new checkpoint asks at once."""
 REDRIVE_SECONDS: Final = 1.0

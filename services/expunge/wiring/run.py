@@ -15,7 +15,9 @@ import structlog
 from aiohttp import web
 
 from expunge import metrics
+from expunge.adapters.broker.topics import expect_room
 from expunge.domain.errors import Retryable
+from expunge.domain.topics import TOPICS
 from expunge.settings import Settings
 from expunge.wiring import Background, build_worker
 from expunge.workers.delivery import DeliveryHost
@@ -61,9 +63,13 @@ def run_worker(name: str, settings: Settings) -> None:
     if not worker.host.topics:
         asyncio.run(_without_topics(start, background))
         return
+    instance = f"{name}-{settings.instance}"
+    expect_room(
+        settings.kafka, f"expunge-{name}", instance, min(TOPICS[topic].partitions for topic in worker.host.topics)
+    )  # fmt: skip
     background.append(_watching(worker.host, lambda: agent.committed_offsets(app)))
     app = agent.build_app(
-        worker.host, bootstrap=settings.kafka, instance=f"{name}-{settings.instance}", directory=directory, start=start,
+        worker.host, bootstrap=settings.kafka, instance=instance, directory=directory, start=start,
         background=background,
     )  # fmt: skip
     agent.run(app)

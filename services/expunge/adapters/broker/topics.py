@@ -74,3 +74,22 @@ def set_offsets(bootstrap: str, offsets: Mapping[tuple[str, str, int], int]) -> 
         raise Retryable(
             f"expected the broker to take offsets of stopped workers, got {type(error).__name__}"
         ) from error
+
+
+def expect_room(bootstrap: str, group: str, instance: str, partitions: int) -> None:
+    """Raises `Misconfigured` when others than `instance` are as many as there are partitions: a worker that gets none does
+    nothing, and cannot join again (aiokafka issue 1187). A broker that does not answer is for the consumer to wait for."""
+    try:
+        admin = KafkaAdminClient(bootstrap_servers=bootstrap)
+        try:
+            members = admin.describe_groups([group])[group]["members"]
+        finally:
+            admin.close()
+    except KafkaError:
+        return
+    others = sum(one["group_instance_id"] != instance for one in members)
+    if others >= partitions:
+        raise Misconfigured(
+            f"expected at most {partitions} workers in group {group}, for its topics have as many partitions; got one more: "
+            f"{others} others are running. Stop one, or start this one in its place under its EXPUNGE_INSTANCE"
+        )
