@@ -11,6 +11,7 @@ import shutil
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +21,7 @@ from psycopg.conninfo import make_conninfo
 from rich.console import Console
 
 from expunge.wiring.up import Embedded
-from tests.bench import beside, micro, orders, people, report
+from tests.bench import beside, micro, orders, people, report, scale
 from tests.bench.corpus import PER_PERSON, Corpus, import_rows, store_urls
 from tests.bench.rig import AUDIENCE, WORKERS, Rig
 
@@ -45,12 +46,15 @@ def arguments(given: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--beside", type=int, default=1000, help="people whose pgvector rows go, by us and by another; 0: none"
     )
+    parser.add_argument("--scale", default="", help="workers per stage to compare, ascending: 1,2,4")
+    parser.add_argument("--backlog", type=int, default=0, help="requests that wait in Kafka before coordinate starts")
     parser.add_argument("--disk", type=Path, help="keep files and indexes in a folder below this one, not in memory")
     parser.add_argument("--output", type=Path, default=report.OUTPUT, help="where results and history go")
     parser.add_argument("--profile", action="store_true", help="py-spy each worker, into OUTPUT/profiles")
     parser.add_argument("--keep-logs", action="store_true", help="copy the logs of workers and servers to OUTPUT/logs")
     found = parser.parse_args(given)
     found.sizes = [int(one) for one in found.sizes.split(",")]
+    found.scale = [int(one) for one in found.scale.split(",") if one]
     if found.quick:
         found.sizes, found.requests, found.beside = [1000], 100, 0
     found.only = found.only or ["orders", "requests", "micro"]
@@ -90,63 +94,99 @@ def _deployment(options: argparse.Namespace, files: Path, servers: Path, console
     def tell(text: str) -> None:
         console.print(f"{time.monotonic() - begun:6.1f} s  {text}")
 
-    sizes = options.sizes if "orders" in options.only else []
-    asked = options.requests if "requests" in options.only else 0
-    warm = Corpus("warm", 1_000, 0)
-    crowd = Corpus(
-        "people",
-        2 * asked * PER_PERSON,
-        max(0, (QUICK_VECTORS if options.quick else PEOPLE_VECTORS) - 2 * asked * PER_PERSON),
-    )
-    sources = {images: Corpus(f"order-{images}", images, images) for images in sizes}
-    rows = beside.Rows("rows", options.beside * PER_PERSON, 0)
-    alone = [rows] if asked and options.beside else []
-    every = [warm, Corpus("warm-people", 1_000, 0), *([crowd] if asked else []), *alone, *sources.values()]
+    corpora = _corpora(options)
     live = files / "live"
-    for corpus in every:
+    for corpus in corpora.every:
         corpus.write(live)
     tell("files and indexes are written")
     profiles = options.output / "profiles" if options.profile else None
     with Embedded(servers / "up", audience=AUDIENCE, workers=WORKERS, stores=store_urls(live)) as embedded:
         rig = Rig(embedded, profiles)
         stores = store_urls(live)
-        if alone:
+        if corpora.rows.images:
             vectors = embedded.postgres.create_database("vectors")
-            beside.fill(vectors, rows.images)
+            beside.fill(vectors, corpora.rows.images)
             stores[beside.STORE] = f"pgvector+{vectors}"
         embedded.use_stores(stores)
         tell("servers are up")
-        import_rows(embedded.settings, every, servers)
+        import_rows(embedded.settings, corpora.every, servers)
         tell("rows are imported")
         copies = _copies(rig, 3)
         if options.profile:
             _log_slow(rig)
         rig.start(stores)
         tell("workers are ready")
-        people.run(rig, every[1], range(50), publishers=2, rate=None, name="warm")
-        orders.run(rig, warm, "warm-order")
+        people.run(rig, corpora.warm_people, range(50), publishers=2, rate=None, name="warm")
+        orders.run(rig, corpora.warm, "warm-order")
         tell("warm")
         result: dict[str, Any] = {"idle": rig.idle(1.0 if options.quick else 4.0)}
-        if asked:
-            result["requests"] = _requests(rig, options, crowd, files, copies[0], tell)
-        if alone:
-            result["beside"] = _beside(rig, rows, servers / "lethe", options.publishers, tell)
-        for images, corpus in sources.items():
-            system = orders.run(rig, corpus, f"order-{images}")
-            tell(f"order of {images} done")
-            roots = []
-            for number, dsn in enumerate(copies if images <= COPIES_UP_TO else copies[:1]):
-                root = files / f"floor-{images}-{number}"
-                corpus.write(root)
-                roots.append((root, dsn))
-            floor = orders.floors(roots, corpus)
-            result.setdefault("orders", []).append(
-                {"system": system, "floor": floor, "ratio": system["wall"] / floor["wall"]}
-            )
-            tell(f"its floor done: {system['wall']:.2f} s against {floor['wall']:.3f} s")
-            for root, _ in roots:
-                shutil.rmtree(root)
+        if corpora.crowd.images:
+            result |= _people(rig, options, corpora, files, servers, copies[0], tell)
+        for images, corpus in corpora.sources.items():
+            result.setdefault("orders", []).append(_order(rig, corpus, images, copies, files, tell))
     return result
+
+
+@dataclass(frozen=True, slots=True)
+class _Corpora:
+    """What each part of a run erases; empty where it is not asked for."""
+
+    warm: Corpus
+    warm_people: Corpus
+    crowd: Corpus
+    more: Corpus
+    queued: Corpus
+    rows: beside.Rows
+    sources: dict[int, Corpus]
+
+    @property
+    def every(self) -> list[Corpus]:
+        people_ = (self.crowd, self.more, self.queued, self.rows)
+        return [self.warm, self.warm_people, *(one for one in people_ if one.images), *self.sources.values()]
+
+
+def _corpora(options: argparse.Namespace) -> _Corpora:
+    asked = options.requests if "requests" in options.only else 0
+    least = QUICK_VECTORS if options.quick else PEOPLE_VECTORS
+    return _Corpora(
+        warm=Corpus("warm", 1_000, 0),
+        warm_people=Corpus("warm-people", 1_000, 0),
+        crowd=Corpus("people", 2 * asked * PER_PERSON, max(0, least - 2 * asked * PER_PERSON)),
+        more=Corpus("more", asked * len(options.scale) * PER_PERSON, 0),
+        queued=Corpus("queued", options.backlog * PER_PERSON if asked else 0, 0),
+        rows=beside.Rows("rows", options.beside * PER_PERSON if asked else 0, 0),
+        sources={n: Corpus(f"order-{n}", n, n) for n in (options.sizes if "orders" in options.only else ())},
+    )
+
+
+def _order(rig: Rig, corpus: Corpus, images: int, copies: list[str], files: Path, tell: Any) -> dict[str, Any]:
+    system = orders.run(rig, corpus, f"order-{images}")
+    tell(f"order of {images} done")
+    roots = []
+    for number, dsn in enumerate(copies if images <= COPIES_UP_TO else copies[:1]):
+        root = files / f"floor-{images}-{number}"
+        corpus.write(root)
+        roots.append((root, dsn))
+    floor = orders.floors(roots, corpus)
+    tell(f"its floor done: {system['wall']:.2f} s against {floor['wall']:.3f} s")
+    for root, _ in roots:
+        shutil.rmtree(root)
+    return {"system": system, "floor": floor, "ratio": system["wall"] / floor["wall"]}
+
+
+def _people(
+    rig: Rig, options: argparse.Namespace, corpora: _Corpora, files: Path, servers: Path, copy: str, tell: Any
+) -> dict[str, Any]:  # fmt: skip
+    """All that is measured with people's requests."""
+    found: dict[str, Any] = {"requests": _requests(rig, options, corpora.crowd, files, copy, tell)}
+    if corpora.rows.images:
+        found["beside"] = _beside(rig, corpora.rows, servers / "lethe", options.publishers, tell)
+    if corpora.queued.images:
+        waiting = range(options.backlog)
+        found["backlog"] = scale.backlog(rig, corpora.queued, waiting, publishers=options.publishers, tell=tell)
+    if corpora.more.images:
+        found["scale"] = scale.out(rig, corpora.more, options.scale, options.requests, options.publishers, tell)
+    return found
 
 
 def _requests(

@@ -62,6 +62,11 @@ def show(result: Mapping[str, Any], console: Console) -> None:
         _orders(orders, console)
     if requests := result.get("requests"):
         _requests(requests, console)
+    if scale := result.get("scale"):
+        _scale(scale, console)
+    if backlog := result.get("backlog"):
+        said = ", ".join(f"{name} {backlog[f'rss_mib_{name}']} MiB" for name in ("first", "most", "last"))
+        console.print(f"Backlog of {backlog['requests']:,}, lost {backlog['lost']}: coordinate's memory {said}")
     if beside := result.get("beside"):
         _beside(beside, console)
     if micro := result.get("micro"):
@@ -83,6 +88,19 @@ def show(result: Mapping[str, Any], console: Console) -> None:
             ]
             table.add_row(name, *figures, f"{one['per_second']:,.0f}" if "per_second" in one else "")
         console.print(table)
+
+
+def _scale(scale: list[Mapping[str, Any]], console: Console) -> None:
+    table = Table(
+        "per stage", "requests", "lost", "per second", "CPU us per image", "partitions", title="Workers per stage"
+    )
+    for one in scale:
+        spread = one["partitions"]["coordinate"]
+        table.add_row(
+            str(one["workers"]), f"{one['requests']:,}", str(one["lost"]), f"{one['rate']:,.0f}",
+            f"{one['cpu_per_image'] * 1e6:,.0f}", "+".join(map(str, spread)),
+        )  # fmt: skip
+    console.print(table)
 
 
 def _beside(beside: Mapping[str, Any], console: Console) -> None:

@@ -71,10 +71,11 @@ class KafkaBroker:
             topic: sorted(await self._producer.partitions_for(topic)) for topic in {one.topic for one in messages}
         }
         anywhere = {topic: random.choice(every) for topic, every in partitions.items()}  # noqa: S311 - spreads load
+        hashes = {key: murmur2(key) & 0x7FFFFFFF for key in {one.key for one in messages if one.key}}
         found: dict[tuple[str, int], list[Outgoing]] = {}
         for one in messages:
             every = partitions[one.topic]
-            partition = every[(murmur2(one.key) & 0x7FFFFFFF) % len(every)] if one.key else anywhere[one.topic]
+            partition = every[hashes[one.key] % len(every)] if one.key else anywhere[one.topic]
             found.setdefault((one.topic, partition), []).append(one)
         return found
 

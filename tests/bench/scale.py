@@ -1,0 +1,116 @@
+"""More workers per stage, and a backlog: what a request costs with each, and what memory does."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import psycopg
+
+from expunge.domain import topics
+from expunge.pipeline import WORKERS
+from tests.bench import people
+from tests.bench.corpus import PER_PERSON, Corpus
+from tests.bench.rig import Proofs, Publishing, Rig
+
+SCALED: Final = ("coordinate", "purge", "invalidate", "retrain", "rescan")
+"""Workers with a part in people's requests."""
+SAMPLE_SECONDS: Final = 0.5
+
+
+def out(rig: Rig, corpus: Corpus, counts: Sequence[int], each: int, publishers: int, tell: Any) -> list[dict[str, Any]]:
+    """`each` requests with each number of workers per stage, ascending; a topic with fewer partitions has as many workers."""
+    found = []
+    for turn, count in enumerate(counts):
+        _grow(rig, count)
+        ran = people.run(
+            rig, corpus, range(turn * each, (turn + 1) * each), publishers=publishers, rate=None, name=f"scale-{count}"
+        )
+        tell(f"{count} workers per stage: {ran['rate']:.0f} per second")
+        ran["workers"] = count
+        ran["cpu_per_image"] = ran["cpu_each"] / PER_PERSON
+        ran["partitions"] = _spread(rig)
+        found.append(ran)
+    return found
+
+
+def _grow(rig: Rig, count: int) -> None:
+    """Start what lacks to `count` instances of each stage."""
+    started = []
+    for name in SCALED:
+        most = min(topic.partitions for topic in WORKERS[name].consumes)
+        for number in range(1, min(count, most)):
+            if f"{name}-{number}" not in rig.embedded._processes:
+                rig.embedded.start_worker(name, str(number))
+                started.append((name, str(number)))
+    for name, instance in started:
+        rig.embedded.wait_ready(name, instance)
+
+
+def _spread(rig: Rig) -> dict[str, list[int]]:
+    """How many partitions each member of each group has, fewest first."""
+    from kafka import KafkaAdminClient
+
+    admin = KafkaAdminClient(bootstrap_servers=rig.kafka)
+    try:
+        groups = admin.describe_groups([f"expunge-{name}" for name in SCALED])
+    finally:
+        admin.close()
+    return {
+        name: sorted(
+            sum(len(topic["partitions"]) for topic in member["member_assignment"]["assigned_partitions"])
+            for member in groups[f"expunge-{name}"]["members"]
+        )
+        for name in SCALED
+    }
+
+
+def backlog(rig: Rig, corpus: Corpus, people_: range, *, publishers: int, tell: Any) -> dict[str, Any]:
+    """Requests that wait in Kafka when coordinate starts: its memory while it works them off, and how they end."""
+    rig.embedded.stop_worker("coordinate")
+    subjects = [corpus.subject(person) for person in people_]
+    proofs = Proofs(rig.kafka, topics.PROOFS)
+    sampled: list[tuple[float, int, float]] = []
+    stop = threading.Event()
+    try:
+        with Publishing(rig.kafka, publishers) as publishing:
+            publishing.send(subjects)
+            sent = publishing.sent()
+        tell(f"{len(sent)} requests wait")
+        rig.embedded.start_worker("coordinate")
+        rig.embedded.wait_ready("coordinate")
+        begun = time.time()
+        watch = threading.Thread(target=_watch, args=(rig, begun, sampled, stop.is_set))
+        watch.start()
+        proofs.wait(list(sent), rig=rig, seconds=120 + len(sent) / 20)
+    finally:
+        stop.set()
+        proofs.close()
+    watch.join()
+    done = {one: at for one, (at, _) in proofs.certified.items() if one in sent}
+    wall = max(done.values()) - begun
+    resident = [size for _, size, _ in sampled]
+    return {
+        "requests": len(sent), "lost": len(sent) - len(done), "wall": wall, "rate": len(done) / wall,
+        "rss_mib_first": resident[0], "rss_mib_most": max(resident), "rss_mib_last": resident[-1], "samples": sampled,
+    }  # fmt: skip
+
+
+def _watch(rig: Rig, begun: float, sampled: list[tuple[float, int, float]], stopped: Callable[[], bool]) -> None:
+    """Seconds, resident MiB of coordinate, and requests accepted so far."""
+    pid = rig.pids()["coordinate"]
+    with psycopg.connect(rig.database, autocommit=True) as connection:
+        while not stopped():
+            ((accepted,),) = connection.execute("select count(*) from request where state <> 'completed'").fetchall()
+            sampled.append((round(time.time() - begun, 2), _resident(pid), float(accepted)))
+            time.sleep(SAMPLE_SECONDS)
+
+
+def _resident(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) >> 10
+    return 0
