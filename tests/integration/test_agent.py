@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -95,3 +96,25 @@ def test_a_worker_that_is_killed_twice_takes_every_request_exactly_once(running:
     running.waits_until(lambda: running.rows(handled)[0][0] == REQUESTS, "the last offset")
     assert running.accepted() == REQUESTS
     assert embedded.stop_worker(WORKER) == 0  # within its grace, or it would have been killed
+
+
+def test_a_worker_stopped_in_the_middle_of_its_work_leaves_nothing_to_do_again(running: Running) -> None:
+    embedded = running.embedded
+    publish(running, 0, REQUESTS)
+    embedded.start_worker(WORKER)
+    running.waits_until(partial(running.accepted_over, 0), "a first batch")
+    assert embedded.stop_worker(WORKER) == 0  # within its grace, or it would have been killed
+    taken = running.accepted()
+    handled = "select coalesce(sum(next_offset), 0) from consumer_offset where topic = 'expunge.requests'"
+    assert running.rows(handled)[0][0] == taken
+    embedded.start_worker(WORKER)
+    embedded.wait_ready(WORKER)
+    running.waits_until(lambda: running.rows(handled)[0][0] == REQUESTS, "the last offset")
+    url = f"{embedded.health_url(WORKER)}/metrics"
+    with urllib.request.urlopen(url, timeout=10) as answer:  # noqa: S310 - loopback
+        told = answer.read().decode()
+    labels = f'outcome="{{}}",topic="expunge.requests",worker="{WORKER}"'
+    values = dict(line.rsplit(" ", 1) for line in told.splitlines() if line.startswith("expunge_deliveries_total{"))
+    assert float(values[f"expunge_deliveries_total{{{labels.format('duplicate')}}}"]) == 0
+    assert float(values[f"expunge_deliveries_total{{{labels.format('handled')}}}"]) == REQUESTS - taken
+    assert embedded.stop_worker(WORKER) == 0

@@ -62,6 +62,9 @@ IDLE_TICK_SECONDS = 2.0
 RELAY_SECONDS = 5.0
 """How often the relay looks for outbox rows that a crash left behind."""
 
+CLOSING_SECONDS = 2.0
+"""How long a worker that ends waits for a task to be given back."""
+
 GATHER_SECONDS = 1.0
 """How long statements about chunks wait for a checkpoint that nothing else asks for."""
 
@@ -193,12 +196,14 @@ class Deployment:
 
 @dataclass(slots=True)
 class HostedWorker:
-    """A worker ready to be run by a host: `start` opens what it uses, `background` runs beside its agents."""
+    """A worker ready to be run by a host: `start` opens what it uses, `background` runs beside its agents, `stopping` is set
+    when it is to end: a task under way is given back, with what it has done so far."""
 
     name: str
     host: DeliveryHost
     start: Background
     background: list[Background] = field(default_factory=list)
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 def build_worker(name: str, settings: Settings) -> HostedWorker:
@@ -237,10 +242,15 @@ def build_worker(name: str, settings: Settings) -> HostedWorker:
             await asyncio.sleep(RELAY_SECONDS)
             await host.publish_outbox(age=LEFT_BEHIND_SECONDS)
 
+    stopping, at_rest = asyncio.Event(), asyncio.Event()
+
     async def closing() -> None:
         try:
             await asyncio.Event().wait()
         finally:
+            if kinds:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(at_rest.wait(), CLOSING_SECONDS)
             await broker.stop()
             await deployment.ledger.close()
 
@@ -248,13 +258,16 @@ def build_worker(name: str, settings: Settings) -> HostedWorker:
     if kinds:
 
         async def tasks() -> None:
-            await run_tasks(
-                ledger=deployment.ledger, kinds=kinds, stop=asyncio.Event(), wake=wake,
-                finished=_ignoring(host.publish_outbox),
-            )  # fmt: skip
+            try:
+                await run_tasks(
+                    ledger=deployment.ledger, kinds=kinds, stop=stopping, wake=wake,
+                    finished=_ignoring(host.publish_outbox),
+                )  # fmt: skip
+            finally:
+                at_rest.set()
 
         running.append(tasks)
-    return HostedWorker(name, host, start, running)
+    return HostedWorker(name, host, start, running, stopping)
 
 
 async def retry_parked(host: DeliveryHost) -> None:

@@ -70,7 +70,7 @@ def run_worker(name: str, settings: Settings) -> None:
     background.append(_watching(worker.host, lambda: agent.committed_offsets(app)))
     app = agent.build_app(
         worker.host, bootstrap=settings.kafka, instance=instance, directory=directory, start=start,
-        background=background,
+        background=background, stopping=worker.stopping,
     )  # fmt: skip
     agent.run(app)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,7 +29,8 @@ WITHIN_SECONDS: Final = 0.02
 WORK_WITHIN_SECONDS: Final = 0.003
 """The same for work orders and what is said about them: those of one sweep are published together, and each step waits."""
 
-SHUTDOWN_SECONDS: Final = 8.0
+SHUTDOWN_SECONDS: Final = 6.0
+"""How long a stop waits for the batches in hand. Faust's own part takes two more; supervisors usually kill after ten."""
 
 Background = Callable[[], Awaitable[None]]
 
@@ -41,9 +43,11 @@ def build_app(
     directory: Path,
     start: Background,
     background: Sequence[Background],
+    stopping: asyncio.Event,
 ) -> faust.App:
     """A Faust app that feeds `host`. `instance`: unique and stable per replica (static membership). `start` runs before
-    the first batch; `background` runs beside the agents until shutdown."""
+    the first batch; `background` runs beside the agents until shutdown. On a signal `stopping` is set, no further batch is
+    begun, and what is in hand is finished and acknowledged, so that nothing of it is done again."""
     directory.mkdir(parents=True, exist_ok=True)  # Faust makes its own folder, but not the parents
     app = faust.App(
         f"expunge-{host.worker}",
@@ -76,9 +80,36 @@ def build_app(
     for task in background:
         app.task(_after(ready, task))
 
+    hand = _Hand(stopping)
+
+    async def finish(*_: object, **__: object) -> None:
+        stopping.set()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(hand.empty.wait(), SHUTDOWN_SECONDS)
+
+    app.on_before_shutdown.connect(finish, weak=False)
     for topic in host.topics:
-        _agent(app, host, topic, ready)
+        _agent(app, host, topic, ready, hand)
     return app
+
+
+class _Hand:
+    """The batches that are being handled."""
+
+    def __init__(self, stopping: asyncio.Event) -> None:
+        self.stopping = stopping
+        self.empty = asyncio.Event()
+        self.empty.set()
+        self._batches = 0
+
+    def __enter__(self) -> None:
+        self._batches += 1
+        self.empty.clear()
+
+    def __exit__(self, *_: object) -> None:
+        self._batches -= 1
+        if not self._batches:
+            self.empty.set()
 
 
 def _after(ready: asyncio.Event, task: Background) -> Background:
@@ -90,16 +121,19 @@ def _after(ready: asyncio.Event, task: Background) -> Background:
     return run
 
 
-def _agent(app: faust.App, host: DeliveryHost, topic: str, ready: asyncio.Event) -> None:
+def _agent(app: faust.App, host: DeliveryHost, topic: str, ready: asyncio.Event, hand: _Hand) -> None:
     within = WITHIN_SECONDS if TOPICS[topic].public else WORK_WITHIN_SECONDS
 
     @app.agent(app.topic(topic, key_type=bytes, value_type=bytes), name=f"{host.worker}-{topic}")
     async def consume(stream: Any) -> None:  # noqa: ANN401 - Faust types its streams without noack_take
         await ready.wait()
         async for batch in _batches(stream.noack(), within):
-            await host.process(topic, [_record(event.message) for event in batch])
-            for event in batch:
-                await stream.ack(event)
+            if hand.stopping.is_set():
+                await asyncio.Event().wait()  # until Faust cancels it
+            with hand:
+                await host.process(topic, [_record(event.message) for event in batch])
+                for event in batch:
+                    await stream.ack(event)
             metrics.BATCHES.labels(host.worker).inc()
 
 
