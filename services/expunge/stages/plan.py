@@ -245,9 +245,10 @@ class Plan:
         self._rewrites_unit = rewrites_unit
 
     async def waiting(self) -> Mapping[str, tuple[int, datetime]]:
-        """Accepted requests by class: how many, and since when the oldest waits."""
+        """Accepted requests by class: how many (no more than fill a sweep), and since when the oldest waits."""
         async with self._ledger.transaction() as tx:
-            return {row[0]: (row[1], row[2]) for row in await tx.fetch("plan_waiting")}
+            rows = await tx.fetch("plan_waiting", limit=self._policy.sweep_requests)
+        return {row[0]: (row[1], row[2]) for row in rows}
 
     async def crowded(self, waiting: int) -> bool:
         """Whether that many people's requests had better gather: they fill no sweep, and enough sweeps are under way."""

@@ -23,8 +23,8 @@ from expunge.workers.delivery import DeliveryHost, Record
 TAKE: Final = 512
 """Most events in a batch. Work in a batch is bounded by the handlers, by cost."""
 
-WITHIN_SECONDS: Final = 0.02
-"""How long a batch that came from outside waits for company."""
+WITHIN_SECONDS: Final = 0.05
+"""How long a batch that came from outside waits for company: it costs a dozen statements and two writes to disk."""
 
 WORK_WITHIN_SECONDS: Final = 0.003
 """The same for work orders and what is said about them: those of one sweep are published together, and each step waits."""

@@ -157,6 +157,7 @@ select index, entry from log_entry where predicate = 'urn:expunge:key-destroyed:
 -- name: certify_overdue
 select r.sweep_id, 'data', min(r.due), s.scope_digest from request r join sweep s using (sweep_id)
 where r.due < %(at)s and r.data_result is null and r.state = 'planned' and r.overdue_index is null
+  and s.state in ('sealed', 'awaiting-approval', 'published')
 group by r.sweep_id, s.scope_digest
 union all
 select t.sweep_id, 'models', min(t.due), s.scope_digest from taint t join sweep s using (sweep_id)

@@ -12,8 +12,13 @@ where class = 'people' and state = 'accepted' order by seq limit %(limit)s for u
 select request_id, subject_ref, purposes, body_digest, bucket, body, type from request
 where class = 'order' and state = 'accepted' order by seq limit 1 for update skip locked
 
+-- As far as it matters: more than a sweep holds need not be counted, however many wait.
 -- name: plan_waiting
-select class, count(*), min(accepted_at) from request where state = 'accepted' group by class
+select class, count(*), min(accepted_at) from (
+    (select class, accepted_at from request where state = 'accepted' and class = 'people' order by seq limit %(limit)s)
+    union all
+    (select class, accepted_at from request where state = 'accepted' and class = 'order' order by seq limit 1)
+) as oldest group by class
 
 -- People's sweeps under way: sealed and not published yet, or with work left (which waits from sealing on).
 -- name: plan_people_under_way
