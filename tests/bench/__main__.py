@@ -218,7 +218,10 @@ def _beside(rig: Rig, rows: beside.Rows, folder: Path, publishers: int, tell: An
         return {"ours": ours, "theirs": {"skipped": why}}
     dsn = rig.embedded.postgres.create_database("lethe")
     beside.fill(dsn, rows.images)
-    theirs = beside.run(folder, dsn, [rows.subject(one) for one in people_], publishers)
+    with rig.measured("beside-theirs") as measured:
+        theirs = beside.run(folder, dsn, [rows.subject(one) for one in people_], publishers)
+    if "cpu" in theirs:
+        theirs["cpu_each"] = (theirs["cpu"] + measured["cpu"].get("postgres", 0.0)) / len(people_)
     tell(f"the same by {beside.PACKAGE}: {theirs.get('rate', 0):.0f} per second")
     found: dict[str, Any] = {"ours": ours, "theirs": theirs}
     return found | ({"ratio": ours["rate"] / theirs["rate"]} if theirs.get("rate") else {})

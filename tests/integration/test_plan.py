@@ -166,6 +166,10 @@ async def test_requests_gather_while_enough_sweeps_are_under_way_and_not_for_lon
     assert await asked(4)
     assert world.sql("select requests from sweep order by sealed_at") == [(1,), (1,), (2,)]
     assert not await asked(5)
+    world.sql("update work set ordered_at = ordered_at - interval '5 s'")
+    assert await world.coordinator._seal()  # behind sweeps that do not move nobody waits
+    world.sql("update work set ordered_at = clock_timestamp()")
+    assert not await asked(7)
     world.clock.pass_(seconds=PATIENCE_SECONDS)
     assert await world.coordinator._seal()
     world.sql("update sweep set state = 'done'")

@@ -48,6 +48,9 @@ PAGE_LEAVES: Final = 64 * CHUNK_LEAVES
 SWEEPS_UNDER_WAY: Final = 2
 """People's sweeps that run at once while requests are too few to fill another: more would cost more, and end no sooner."""
 
+STUCK_SECONDS: Final = 5.0
+"""A sweep that has not moved for this long holds up nobody: its store may be down."""
+
 
 @dataclass(frozen=True, slots=True)
 class Page:
@@ -251,11 +254,11 @@ class Plan:
         return {row[0]: (row[1], row[2]) for row in rows}
 
     async def crowded(self, waiting: int) -> bool:
-        """Whether that many people's requests had better gather: they fill no sweep, and enough sweeps are under way."""
+        """Whether that many people's requests had better gather: they fill no sweep, and enough sweeps are moving."""
         if waiting >= self._policy.sweep_requests:
             return False
         async with self._ledger.transaction() as tx:
-            ((under_way,),) = await tx.fetch("plan_people_under_way")
+            ((under_way,),) = await tx.fetch("plan_people_under_way", stuck=STUCK_SECONDS)
         return int(under_way) >= SWEEPS_UNDER_WAY
 
     async def seal_people(self) -> UUID | None:

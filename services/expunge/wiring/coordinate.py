@@ -34,8 +34,9 @@ STALLED_SECONDS: Final = 30.0
 GAUGES_SECONDS: Final = 5.0
 DESTROY_SECONDS: Final = 3600.0
 """How often it looks for bucket keys whose time has come."""
-PATIENCE_SECONDS: Final = 5.0
-"""People's requests gather no longer than this behind sweeps under way: these may be stuck, at a store that is down."""
+PATIENCE_SECONDS: Final = 60.0
+"""People's requests gather no longer than this behind sweeps that move. On a machine that is slow for the moment, giving up
+sooner would make sweeps smaller just when they cost most."""
 
 _log = structlog.get_logger()
 

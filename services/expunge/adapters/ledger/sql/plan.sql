@@ -20,10 +20,13 @@ select class, count(*), min(accepted_at) from (
     (select class, accepted_at from request where state = 'accepted' and class = 'order' order by seq limit 1)
 ) as oldest group by class
 
--- People's sweeps under way: sealed and not published yet, or with work left (which waits from sealing on).
+-- People's sweeps under way: sealed and not published yet, or with work left (which waits from sealing on), and moving.
 -- name: plan_people_under_way
-select count(distinct sweep_id) from work join sweep using (sweep_id)
-where work.step <> 'done' and sweep.class = 'people' and sweep.state in ('sealed', 'published')
+select count(*) from (
+    select from work join sweep using (sweep_id)
+    where work.step <> 'done' and sweep.class = 'people' and sweep.state in ('sealed', 'published') group by sweep_id
+    having max(work.ordered_at) > clock_timestamp() - make_interval(secs => %(stuck)s::float8)
+) as moving
 
 -- name: plan_becomes_order
 update request set class = 'order' where request_id = any(%(ids)s::uuid[])
