@@ -150,9 +150,9 @@ class World:
         return min((at for at in found if at >= 0), default=-1)
 
     def released(self, hold: Request, before: int) -> bool:
-        """Whether anybody had asked to release it by then."""
+        """Whether it may have been released by then: somebody had asked, and was not turned away."""
         return any(
-            one.sound and one.body["hold_id"] == hold.name and one.published < before
+            one.sound and not one.refused and one.body["hold_id"] == hold.name and one.published < before
             for one in self.of_type("hold-release")
         )
 

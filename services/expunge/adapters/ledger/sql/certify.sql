@@ -135,7 +135,8 @@ where (r.sweep_id, r.round) = (t.sweep_id, t.round)
 
 -- name: certify_sweeps_to_check
 select sweep_id from sweep s where state = 'published' and taint = 'resolved'
-  and moved_at < clock_timestamp() - make_interval(secs => %(age)s::float8) limit 64
+  and (moved_at < clock_timestamp() - make_interval(secs => %(age)s::float8)
+       or moved_at > clock_timestamp() + make_interval(secs => %(age)s::float8)) limit 64
 
 -- Dates that were missed and not yet said so, one row per sweep and provision.
 -- name: certify_bucket_open

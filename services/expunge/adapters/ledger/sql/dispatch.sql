@@ -63,17 +63,20 @@ from unnest(%(sweeps)s::uuid[], %(trees)s::smallint[], %(first)s::integer[], %(s
      as t(sweep_id, tree, first, step, attempt, delay)
 where w.sweep_id = t.sweep_id and w.tree = t.tree and w.first_chunk = t.first
 
--- Runs that wait for their time to come, and runs that have not moved: ordered again, which repeats nothing.
+-- Runs that wait for their time to come, and runs that have not moved: ordered again, which repeats nothing. So are runs
+-- that a clock which was wrong has dated ahead.
 -- name: dispatch_stalled
 select sweep_id, tree, first_chunk, end_chunk, step, attempt from work
 where step not in ('done', 'waiting')
-  and ordered_at < clock_timestamp() - make_interval(secs => %(age)s::float8)
-  and (not_before is null or not_before <= clock_timestamp())
+  and (ordered_at < clock_timestamp() - make_interval(secs => %(age)s::float8)
+       or ordered_at > clock_timestamp() + make_interval(secs => %(age)s::float8))
+  and (not_before is null or not_before <= clock_timestamp() or not_before > clock_timestamp() + interval '5 minutes')
 order by ordered_at limit 256 for update skip locked
 
 -- name: dispatch_due
 select sweep_id, tree, first_chunk, end_chunk, step, attempt from work
-where step = 'erase' and attempt > 0 and not_before <= clock_timestamp()
+where step = 'erase' and attempt > 0
+  and (not_before <= clock_timestamp() or not_before > clock_timestamp() + interval '5 minutes')
 limit 256 for update skip locked
 
 -- name: dispatch_expired

@@ -45,14 +45,15 @@ select * from unnest(%(sweeps)s::uuid[], %(trees)s::smallint[], %(chunks)s::inte
     %(attempts)s::integer[], %(outcomes)s::bytea[], %(envelopes)s::bytea[])
 on conflict do nothing
 
--- A lease that ran out, or is ours already, is taken under a new and higher token. Sorted, against deadlocks.
+-- A lease that ran out, or is ours already, is taken under a new and higher token; also one that is longer than any that
+-- is asked for, because a clock was wrong when it was given. Sorted, against deadlocks.
 -- name: execute_lease
 insert into unit_lease as l (store, unit, token, holder, lease_until)
 select o.store, o.unit, nextval('fence'), %(holder)s, clock_timestamp() + make_interval(secs => %(seconds)s::float8)
 from unnest(%(stores)s::text[], %(units)s::text[]) as o(store, unit) order by o.store, o.unit
 on conflict (store, unit) do update
 set token = excluded.token, holder = excluded.holder, lease_until = excluded.lease_until
-where l.holder = excluded.holder or l.lease_until < clock_timestamp()
+where l.holder = excluded.holder or l.lease_until < clock_timestamp() or l.lease_until > clock_timestamp() + interval '1 hour'
 returning store, unit, token
 
 -- name: execute_renew

@@ -9,7 +9,8 @@ on conflict do nothing
 
 -- name: outbox_take
 select id, topic, key, headers, value from outbox
-where (worker = %(worker)s or at < clock_timestamp() - make_interval(secs => %(age)s::float8))
+where (worker = %(worker)s or at < clock_timestamp() - make_interval(secs => %(age)s::float8)
+       or at > clock_timestamp() + make_interval(secs => %(age)s::float8))
 order by id limit %(limit)s for update skip locked
 
 -- name: outbox_published
@@ -68,10 +69,12 @@ select distinct scope from retry
 where worker = %(worker)s and scope = any(%(scopes)s::text[]) and reason in ('retryable', 'queued')
 
 -- The attempt counts, and the next one waits, before it is made: so a crash counts too, and no other worker tries at once.
+-- No wait is longer than 15 minutes: one that seems to be was set by a clock that was wrong.
 -- name: retry_due
 with due as (
     select event_id from retry r
-    where worker = %(worker)s and not_before <= clock_timestamp()
+    where worker = %(worker)s
+      and (not_before <= clock_timestamp() or not_before > clock_timestamp() + interval '20 minutes')
       and not exists (select from retry e where e.worker = r.worker and e.scope = r.scope and e.seq < r.seq
                         and e.reason in ('retryable', 'queued'))
     order by seq limit %(limit)s for update skip locked

@@ -1,12 +1,15 @@
 -- Tasks: what can exceed a handler's bound, leased with a fencing token, resumed from a cursor.
 
+-- A wait or a lease that is longer than any that is ever asked for was set by a clock that was wrong. Should the holder
+-- live after all, its token keeps it from saving anything.
 -- name: task_lease
 update task set token = token + 1, attempts = attempts + 1,
     lease_until = clock_timestamp() + make_interval(secs => %(seconds)s::float8)
 where task_id = (
     select task_id from task
-    where kind = any(%(kinds)s::text[]) and done_at is null and not_before <= clock_timestamp()
-      and (lease_until is null or lease_until < clock_timestamp())
+    where kind = any(%(kinds)s::text[]) and done_at is null
+      and (not_before <= clock_timestamp() or not_before > clock_timestamp() + interval '1 hour')
+      and (lease_until is null or lease_until < clock_timestamp() or lease_until > clock_timestamp() + interval '1 hour')
     order by not_before, task_id limit 1 for update skip locked
 )
 returning task_id, kind, key, input, cursor, token, attempts
