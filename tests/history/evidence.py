@@ -19,7 +19,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 CHUNK: Final = 1024
 ABSENT: Final = frozenset({1, 2, 3})
 """Outcomes of step absence that mean: not there. Gone, gone earlier, absent before."""
-EXCLUDED: Final = 4
+FILE_ABSENT: Final = 2
+"""The level from which on a proof speaks of bytes, and not only of what can be reached."""
 
 ROLES: Final = {
     "urn:expunge:scope:v1": "scope",
@@ -173,6 +174,8 @@ class ChunkSaid:
 
     steps: dict[str, bytearray] = field(default_factory=dict)
     last: dict[str, str] = field(default_factory=dict)
+    level: int = 0
+    """How far the last statement of step absence says that erasing reached."""
 
 
 @dataclass(slots=True)
@@ -212,6 +215,7 @@ class SweepSaid:
         if body["step"] != "presence" and "presence" not in chunk.steps:
             raise BadEvidenceError(f"{where}: expected presence to be said before")
         chunk.last[body["step"]] = said.digest
+        chunk.level = body["level"] if body["step"] == "absence" else chunk.level
         now = chunk.steps.setdefault(body["step"], bytearray(len(told)))
         for at, code in enumerate(told):
             now[at] = code or now[at]

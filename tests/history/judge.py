@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from tests.history import evidence
-from tests.history.evidence import ABSENT, CHUNK, BadEvidenceError, SweepSaid
+from tests.history.evidence import ABSENT, CHUNK, FILE_ABSENT, BadEvidenceError, SweepSaid
 from tests.history.log import Log, verified
 from tests.history.reading import History, read
 from tests.history.verdict import Violation
@@ -158,7 +158,7 @@ def _unproven(world: World, log: Log, certificates: dict[tuple[str, str, str, in
             and one["data"]["result"] == "complete"
         ]
         if said:
-            yield from _still_there(world, request, min(said))
+            yield from _still_there(world, request, min(said), _levels(request, log, certificates))
     for opened in certificates.values():
         try:
             _verify(opened, log)
@@ -166,13 +166,30 @@ def _unproven(world: World, log: Log, certificates: dict[tuple[str, str, str, in
             yield Violation("I3", "certificate", opened.line, f"certificate of {opened.key[0]}: {error}")
 
 
-def _still_there(world: World, request: Request, at: int) -> Iterator[Violation]:
+def _levels(
+    request: Request, log: Log, certificates: dict[tuple[str, str, str, int], Opened]
+) -> dict[tuple[str, str], int]:
+    """How far erasing reached by (kind, store), as the log says of the sweep that completed the request."""
+    found: dict[tuple[str, str], int] = {}
+    for one in certificates.values():
+        if one.key[:2] == (request.name, "data") and one.result == "complete" and one.key[2] in log.sweeps:
+            sweep = log.sweeps[one.key[2]]
+            for (tree, _), chunk in sweep.chunks.items():
+                place = sweep.scope.body["trees"][tree]
+                key = (place["kind"], place["store"])
+                found[key] = min(found.get(key, chunk.level), chunk.level)
+    return found
+
+
+def _still_there(world: World, request: Request, at: int, levels: dict[tuple[str, str], int]) -> Iterator[Violation]:
     for artifact in world.artifacts.values():
         if artifact.kind == "model" or not request.covers(artifact) or artifact.registered >= request.published:
             continue
         state = artifact.state(at)
         if state == "absent" or (artifact.moves and not world.every_step and _gone_unseen(artifact, at)):
             continue
+        if state == "hidden" and levels.get((artifact.kind, artifact.store), FILE_ABSENT) < FILE_ABSENT:
+            continue  # the proof claims no more than that it cannot be reached
         yield Violation(
             "I3", "still-there", at + 1,
             f"request {request.name} is said to be complete and artifact {artifact.name} is {state} in {artifact.store}",

@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from datetime import datetime
+from datetime import date, datetime
 from functools import cache
 from typing import Any, Final
 
 import psycopg
 from psycopg import sql
+from psycopg.adapt import Transformer
+from psycopg.pq import ExecStatus
+from psycopg.pq.abc import PGresult
 from psycopg.types.json import set_json_dumps
 
 from expunge.adapters.ledger.postgres import migrations, queries
@@ -76,12 +79,11 @@ class Database:
         for name in ("images", "artifacts", "settled", "leaves"):
             self.run(queries()[f"register_stage_{name}"])
         self._restart = _restarts(self._connection)
-        self._rows = self._connection.cursor(binary=True)
-        self._plain = self._connection.cursor()
+        self._statements: dict[str, Statement] = {}
         self._schedules = 0
         self._open = False
         self._released = True
-        self._executed: set[str] = set()
+        self.executed: set[str] = set()
         self.changed: Counter[str] = Counter()
         """Rows that each query of the last transaction changed."""
         self.committed: Callable[[set[str]], None] = lambda _names: None
@@ -109,6 +111,14 @@ class Database:
         if self._schedules % _TIDY_EVERY == 0:
             self.run("vacuum")
 
+    def statement(self, query: str) -> Statement:
+        if (found := self._statements.get(query)) is None:
+            found = self._statements[query] = Statement(self._connection, query)
+        return found
+
+    def cursor(self) -> psycopg.Cursor[Any]:
+        return self._connection.cursor()
+
     def ask(self, query: str, *parameters: object) -> list[Any]:
         """What the test wants to know."""
         return self._connection.execute(query.encode(), parameters).fetchall()
@@ -125,7 +135,7 @@ class Database:
         opening = "" if self._released else "release savepoint step;"
         self.run(f"{opening} savepoint step; set local sim.now = '{now.isoformat()}'")
         self._open, self._released = True, False
-        self._executed, self.changed = set(), Counter()
+        self.executed, self.changed = set(), Counter()
         try:
             yield Tx(self)
             before_commit()
@@ -133,17 +143,17 @@ class Database:
             self.run("rollback to savepoint step")
             raise
         else:
-            if "plan_pages_create" in self._executed:
+            if "plan_pages_create" in self.executed:
                 self.run("drop table plan_page")
-            if "register_stage_images" in self._executed:
+            if "register_stage_images" in self.executed:
                 self.run(";".join(f"delete from pg_temp.{name}" for name in _STAGED))
         finally:
             self._open = False
-        self.committed(self._executed)
+        self.committed(self.executed)
 
     def wrote(self, table: str) -> bool:
         """Whether the last transaction may have changed a table."""
-        return not self._executed.isdisjoint(_writers(table))
+        return not self.executed.isdisjoint(_writers(table))
 
 
 class Tx:
@@ -153,26 +163,86 @@ class Tx:
         self._database = database
 
     async def fetch(self, query: str, **parameters: object) -> list[tuple[Any, ...]]:
-        return self._ran(query, self._database._rows.execute(queries()[query], parameters)).fetchall()
+        return self._database.statement(query).rows(self._ran(query, parameters))
 
     async def execute(self, query: str, **parameters: object) -> int:
-        return self._ran(query, self._database._plain.execute(queries()[query], parameters)).rowcount
-
-    def _ran(self, query: str, cursor: psycopg.Cursor[Any]) -> psycopg.Cursor[Any]:
-        self._database._executed.add(query)
-        if _changes(query):
-            self._database.changed[query] += max(cursor.rowcount, 0)
-        return cursor
+        return self._ran(query, parameters).command_tuples or 0
 
     async def copy(self, table: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> int:
         statement = sql.SQL("copy {} ({}) from stdin").format(
             sql.Identifier(table), sql.SQL(", ").join(map(sql.Identifier, columns))
         )
-        cursor = self._database._plain
-        with cursor.copy(statement) as copying:
-            for row in rows:
-                copying.write_row(row)
-        return cursor.rowcount
+        with self._database.cursor() as cursor:
+            with cursor.copy(statement) as copying:
+                for row in rows:
+                    copying.write_row(row)
+            return cursor.rowcount
+
+    def _ran(self, query: str, parameters: Mapping[str, object]) -> PGresult:
+        database = self._database
+        database.executed.add(query)
+        result = database.statement(query).run(parameters)
+        if _changes(query):
+            database.changed[query] += result.command_tuples or 0
+        return result
+
+
+class Statement:
+    """A named query, prepared once for all schedules. psycopg's cursors would cost more than the query itself here.
+
+    Parameters go as text and take their types from the query, as its casts and columns say."""
+
+    def __init__(self, connection: psycopg.Connection[Any], name: str) -> None:
+        self._connection = connection
+        self._name = name.encode()
+        self._order: list[str] = []
+        text = re.sub(r"%\((\w+)\)s", self._placed, queries()[name]).replace("%%", "%")
+        self._check(connection.pgconn.prepare(self._name, text.encode()))
+        self._reader = Transformer(connection)
+
+    def run(self, parameters: Mapping[str, object]) -> PGresult:
+        values = [_text(parameters[name]) for name in self._order]
+        return self._check(self._connection.pgconn.exec_prepared(self._name, values, None, 1))
+
+    def rows(self, result: PGresult) -> list[tuple[Any, ...]]:
+        self._reader.set_pgresult(result)
+        return self._reader.load_rows(0, result.ntuples, tuple)
+
+    def _placed(self, match: re.Match[str]) -> str:
+        if match[1] not in self._order:
+            self._order.append(match[1])
+        return f"${self._order.index(match[1]) + 1}"
+
+    def _check(self, result: PGresult) -> PGresult:
+        if result.status not in {ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK}:
+            raise psycopg.errors.error_from_result(result)
+        return result
+
+
+def _text(value: Any) -> bytes | None:
+    """As PostgreSQL reads it."""
+    match value:
+        case None:
+            return None
+        case bool():
+            return b"t" if value else b"f"
+        case bytes() | bytearray() | memoryview():
+            return b"\\x" + value.hex().encode()
+        case int():
+            return b"%d" % value
+        case datetime() | date():
+            return value.isoformat().encode()
+        case list() | tuple():
+            return b"{" + b",".join(map(_element, value)) + b"}"
+        case _:
+            return str(value).encode()
+
+
+def _element(value: Any) -> bytes:
+    text = _text(value)
+    if text is None:
+        return b"null"
+    return b'"' + text.replace(b"\\", b"\\\\").replace(b'"', b'\\"') + b'"'
 
 
 def _restarts(connection: psycopg.Connection[Any]) -> str:

@@ -155,6 +155,8 @@ class Schedule:
         self.seen_by: dict[tuple[str, str], int] = {}
         self.states: dict[str, tuple[str, str | None, str | None]] = {}
         self.steps = 0
+        self.idle = False
+        """Whether nothing moved of late."""
 
     # What is seen
 
@@ -323,7 +325,8 @@ class Schedule:
         assert worker.coordinator is not None
         self._looked(worker, "turn")
         await worker.coordinator.turn()
-        await worker.coordinator.upkeep()
+        if self.idle or self.chance.likely(0.2):
+            await worker.coordinator.upkeep()
 
     # The phases
 
@@ -411,27 +414,33 @@ class Schedule:
             await self.scheduler.kill(process, "with its process")
 
     async def _weather(self) -> None:
-        """Faults that come by themselves."""
+        """A fault that comes by itself, if any."""
         chance = self.chance
-        for worker in self.workers.values():
-            if worker.process.alive and chance.fault("clock-ahead", worker.process.name):
-                worker.process.skew = chance.random.uniform(0, JUMP.total_seconds())
-            if worker.process.alive and chance.fault("clock-back", worker.process.name):
-                worker.process.skew = -chance.random.uniform(0, JUMP.total_seconds())
-        if chance.fault("clock-ahead", "database"):
-            self.time.database = JUMP * chance.random.random()
-        if chance.fault("clock-back", "database"):
-            self.time.database = -JUMP * chance.random.random()
-        for kind in self.groups:
-            if chance.fault("rebalance", kind):
-                self._rebalance(kind)
-        for topic, partitions in self.kafka.messages.items():
-            if topic in {"expunge.proofs", "expunge.retraining", "expunge.dead-letter"}:
-                continue
-            for messages in partitions:
-                if messages and chance.fault("repeat", topic):
-                    one = chance.pick(messages)
-                    self.kafka.arrive([Outgoing(one.topic, one.key or b"", one.value or b"", cast("Any", list(one.headers)))])
+        match chance.pick(("worker's clock", "database's clock", "group", "message")):
+            case "worker's clock":
+                process = chance.pick(list(self.workers.values())).process
+                if chance.fault("clock-ahead", process.name):
+                    process.skew = chance.random.uniform(0, JUMP.total_seconds())
+                elif chance.fault("clock-back", process.name):
+                    process.skew = -chance.random.uniform(0, JUMP.total_seconds())
+            case "database's clock":
+                if chance.fault("clock-ahead", "database"):
+                    self.time.database = JUMP * chance.random.random()
+                elif chance.fault("clock-back", "database"):
+                    self.time.database = -JUMP * chance.random.random()
+            case "group":
+                kind = chance.pick(list(self.groups))
+                if chance.fault("rebalance", kind):
+                    self._rebalance(kind)
+            case _:
+                self._repeat(chance.pick([topic for topics in CONSUMED.values() for topic in topics]))
+
+    def _repeat(self, topic: str) -> None:
+        """A producer that did not hear of its success sends a message again."""
+        messages = self.chance.pick(self.kafka.partitions(topic))
+        if messages and self.chance.fault("repeat", topic):
+            one = self.chance.pick(messages)
+            self.kafka.arrive([Outgoing(one.topic, one.key or b"", one.value or b"", cast("Any", list(one.headers)))])
 
     async def _calm(self, *, settle: bool) -> None:
         """Go on without faults until nothing moves. `settle`: until nothing waits for its time either."""
@@ -445,7 +454,7 @@ class Schedule:
         idle = 0
         for _ in range(TURNS):
             if await self._turned():
-                idle = 0
+                idle, self.idle = 0, False
                 continue
             if not settle:
                 return
@@ -454,6 +463,7 @@ class Schedule:
             if idle >= IDLE:
                 break
             idle += 1
+            self.idle = True
             self._skip()
         if settle:
             raise UnsettledError(f"expected rest within {TURNS} turns and {PATIENCE}, got: {self._open()}")
@@ -584,7 +594,7 @@ class Parts:
         rescan = Rescan(
             ledger=self.ledger, scopes=self._scopes(), sealed=self.sealed, readers=readers,
             signer=SIGNERS[Role.RESCANNER, None], clock=self.clock, max_attempts=POLICY.attempts,
-            inline_leaves=self._bound(),
+            sample=self._schedule.chance.pick((1, 2, 8)), inline_leaves=self._bound(),
         )  # fmt: skip
         reconcile = Reconcile(
             ledger=self.ledger, scopes=self._scopes(), readers=readers, signer=SIGNERS[Role.RESCANNER, None],

@@ -21,7 +21,7 @@ from expunge.chunks.scopes import OpenScope, Run, Sweep
 from expunge.domain import dsse, statement
 from expunge.domain.errors import Rejected
 from expunge.domain.events import WorkOrdered, from_cloudevent
-from expunge.domain.words import Level, Outcome, Step
+from expunge.domain.words import FINAL_ABSENT, Level, Outcome, Step
 from expunge.ports import Delivery, Outcomes, Refused
 
 if TYPE_CHECKING:
@@ -248,13 +248,16 @@ def merged(past: Iterable[Past], step: Step, leaves: int) -> Outcomes:
 
 
 def standing(past: Iterable[Past], leaves: int) -> Outcomes:
-    """How erasing each leaf stands: its last outcome in step erase, open again where step absence then found it."""
+    """How erasing each leaf stands: its last outcome in step erase, open again where step absence then found it, and
+    settled where step absence found it gone after all: erasing that anew would put what was verified in doubt."""
     state = np.zeros(leaves, np.uint8)
     for one in sorted(past, key=lambda one: (one.attempt, _ORDER[one.step])):
         if one.step is Step.ERASE:
             state = np.where(one.outcomes != Outcome.OPEN, one.outcomes, state)
         elif one.step is Step.ABSENCE:
+            gone = np.isin(one.outcomes, list(FINAL_ABSENT)) & np.isin(state, UNSETTLED)
             state = np.where(one.outcomes == Outcome.PRESENT, np.uint8(Outcome.OPEN), state)
+            state = np.where(gone, one.outcomes, state)
     return state
 
 
@@ -277,13 +280,18 @@ def erased(answered: Outcomes, presence: Outcomes) -> Outcomes:
     return np.where(absent, np.where(never, presence, np.uint8(Outcome.GONE)), answered).astype(np.uint8)
 
 
-def verified(present: NDArray[np.bool_], presence: Outcomes, stands: Outcomes) -> Outcomes:
-    """The outcome of step absence: what the store shows now, what it showed before, and what the executor said."""
+def verified(
+    present: NDArray[np.bool_], presence: Outcomes, stands: Outcomes, *, rewrites_unit: bool = False
+) -> Outcomes:
+    """The outcome of step absence: what the store shows now, what it showed before, and what the executor said.
+
+    Where erasing rewrites a unit, what is not shown may only be hidden: then nothing is gone of which the executor says
+    that it is not."""
     never = (presence == Outcome.ABSENT_BEFORE) | (presence == Outcome.GONE_EARLIER)
     absent = np.where(never & (stands != Outcome.GONE), presence, np.uint8(Outcome.GONE))
     excused = (stands == Outcome.BLOCKED) | (stands == Outcome.FAILED) | (stands == Outcome.OPEN)
     there = np.where(excused, stands, np.uint8(Outcome.PRESENT))
-    seen = np.where(present, there, absent)
+    seen = np.where(present | (excused & rewrites_unit), there, absent)
     return np.where(stands == Outcome.EXCLUDED, stands, seen).astype(np.uint8)
 
 

@@ -294,7 +294,8 @@ class Rescan:
         stands = {doing: doing.stands() for doing in doings}
         seen = await self._probe(doings, {doing: doing.cover & (stands[doing] != Outcome.EXCLUDED) for doing in doings})
         for doing in doings:
-            told = verified(seen[doing] == 1, doing.presence, stands[doing])
+            rewrites = self._readers[doing.store].capabilities.rewrites_unit
+            told = verified(seen[doing] == 1, doing.presence, stands[doing], rewrites_unit=rewrites)
             unreadable = doing.cover & (seen[doing] == _UNREADABLE)
             doing.outcomes = np.where(unreadable, np.uint8(Outcome.FAILED), told).astype(np.uint8)
         looked = await self._look_again([doing for doing in doings if doing.later is None])

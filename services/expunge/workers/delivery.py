@@ -188,7 +188,7 @@ class DeliveryHost:
         with metrics.BATCH_SECONDS.labels(self.worker, topic).time():
             for record in records:
                 if self._suspects.get((record.topic, record.partition, record.offset), 0) >= CRASHES:
-                    dead.append((record, None, "poison"))
+                    dead.append((record, _claimed_id(record), "poison"))
                     continue
                 try:
                     event = from_kafka(record.key, record.value, record.headers)
@@ -443,6 +443,12 @@ def scope_of(delivery: Delivery) -> str:
     """Later events of a scope wait behind a parked one: the record's key, hashed, because it may be a person's."""
     key = delivery.event.partitionkey or delivery.event.id
     return sha256(key.encode()).hexdigest()[:32]
+
+
+def _claimed_id(record: Record) -> str | None:
+    """The id in the headers of a message that is not to be read any more, so that its sender can be told."""
+    found = next((value for name, value in record.headers if name == "ce_id" and value), b"")
+    return found.decode("ascii", "replace")
 
 
 def _uuid(identity: str | None) -> str | None:
