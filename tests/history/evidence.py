@@ -176,6 +176,14 @@ class ChunkSaid:
     last: dict[str, str] = field(default_factory=dict)
     level: int = 0
     """How far the last statement of step absence says that erasing reached."""
+    sampled: int = 0
+    """Of how many leaves it looked for the bytes."""
+
+    @property
+    def looked(self) -> bool:
+        """Whether the bytes of every leaf were looked for, or should have been: its executor left some open."""
+        erased = self.steps.get("erase", bytearray())
+        return self.sampled >= len(erased) or bool(set(erased) - ABSENT)
 
 
 @dataclass(slots=True)
@@ -202,10 +210,7 @@ class SweepSaid:
             raise BadEvidenceError(f"{where}: expected the scope of its sweep, got another")
         if body["tree"] >= len(self.scope.body["trees"]):
             raise BadEvidenceError(f"{where}: expected a tree of the scope")
-        leaves = self.leaves(body["tree"])
-        number, rest = divmod(body["start"], CHUNK)
-        if rest or body["start"] >= leaves or body["end"] != min(body["start"] + CHUNK, leaves):
-            raise BadEvidenceError(f"{where}: expected a whole chunk of {leaves} leaves")
+        number = self._number(body, where)
         told = b"".join(bytes([code]) * count for code, count in body["outcomes"])
         if len(told) != body["end"] - body["start"]:
             raise BadEvidenceError(f"{where}: expected one outcome per leaf")
@@ -215,7 +220,8 @@ class SweepSaid:
         if body["step"] != "presence" and "presence" not in chunk.steps:
             raise BadEvidenceError(f"{where}: expected presence to be said before")
         chunk.last[body["step"]] = said.digest
-        chunk.level = body["level"] if body["step"] == "absence" else chunk.level
+        if body["step"] == "absence":
+            chunk.level, chunk.sampled = body["level"], body["sampled"]
         now = chunk.steps.setdefault(body["step"], bytearray(len(told)))
         for at, code in enumerate(told):
             now[at] = code or now[at]
@@ -223,6 +229,13 @@ class SweepSaid:
             absence = chunk.steps["absence"]
             for at, code in enumerate(told):
                 absence[at] = 0 if code else absence[at]
+
+    def _number(self, body: dict[str, Any], where: str) -> int:
+        leaves = self.leaves(body["tree"])
+        number, rest = divmod(body["start"], CHUNK)
+        if rest or body["start"] >= leaves or body["end"] != min(body["start"] + CHUNK, leaves):
+            raise BadEvidenceError(f"{where}: expected a whole chunk of {leaves} leaves")
+        return int(number)
 
 
 def canonical(value: object) -> bytes:

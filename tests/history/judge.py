@@ -169,7 +169,9 @@ def _unproven(world: World, log: Log, certificates: dict[tuple[str, str, str, in
 def _levels(
     request: Request, log: Log, certificates: dict[tuple[str, str, str, int], Opened]
 ) -> dict[tuple[str, str], int]:
-    """How far erasing reached by (kind, store), as the log says of the sweep that completed the request."""
+    """How far erasing is known to have reached by (kind, store), as the log says of the sweep that completed the request.
+
+    Where bytes were looked for in a sample alone, a store that said "gone" of the rest is believed."""
     found: dict[tuple[str, str], int] = {}
     for one in certificates.values():
         if one.key[:2] == (request.name, "data") and one.result == "complete" and one.key[2] in log.sweeps:
@@ -177,7 +179,8 @@ def _levels(
             for (tree, _), chunk in sweep.chunks.items():
                 place = sweep.scope.body["trees"][tree]
                 key = (place["kind"], place["store"])
-                found[key] = min(found.get(key, chunk.level), chunk.level)
+                level = chunk.level if chunk.looked else min(chunk.level, FILE_ABSENT - 1)
+                found[key] = min(found.get(key, level), level)
     return found
 
 

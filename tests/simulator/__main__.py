@@ -20,6 +20,7 @@ import traceback
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count, islice
@@ -54,7 +55,7 @@ class Tally:
     kills: Counter[str] = field(default_factory=Counter)
     failures: dict[int, str] = field(default_factory=dict)
 
-    def __iadd__(self, other: Tally) -> Tally:
+    def add(self, other: Tally) -> None:
         self.schedules += other.schedules
         self.steps += other.steps
         self.records += other.records
@@ -62,7 +63,6 @@ class Tally:
         self.deeds += other.deeds
         self.kills += other.kills
         self.failures |= other.failures
-        return self
 
     @property
     def missing(self) -> list[str]:
@@ -76,10 +76,16 @@ def simulate(database: Database, seeds: Iterable[int]) -> Tally:
     for seed in seeds:
         before = Counter(KILLED_AT)
         schedule, outcome = run(database, seed)
-        tally += Tally(
-            1, schedule.steps, len(schedule.lines), schedule.chance.faults, schedule.company.done,
-            Counter(KILLED_AT) - before,
-        )  # fmt: skip
+        tally.add(
+            Tally(
+                1,
+                schedule.steps,
+                len(schedule.lines),
+                schedule.chance.faults,
+                schedule.company.done,
+                Counter(KILLED_AT) - before,
+            )
+        )
         if isinstance(outcome, BaseException):
             tally.failures[seed] = "".join(traceback.format_exception(outcome)[-3:]).strip()
         elif outcome:
@@ -118,7 +124,7 @@ def many(dsn: str, seeds: Iterator[int], *, processes: int, until: float) -> Tal
             if not batch:
                 break
             for one in pool.map(partial(_piece, dsn), batch):
-                tally += one
+                tally.add(one)
                 for seed, text in one.failures.items():
                     print(f"\nseed {seed}: {text}\n  replay: python -m tests.simulator --seed {seed}", flush=True)
     return tally
@@ -156,24 +162,26 @@ def main() -> int:
     what.add_argument("--minutes", type=float)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--history", type=Path)
+    parser.add_argument("--postgres", metavar="DSN", help="a server that runs already; its role may create databases")
     asked = parser.parse_args()
     if os.environ.get("PYTHONHASHSEED") != "0":
         # Sets of text are walked in an order that depends on it: without, a seed would not replay.
         os.environ["PYTHONHASHSEED"] = "0"
-        os.execv(sys.executable, [sys.executable, "-m", "tests.simulator", *sys.argv[1:]])
-    with (
-        tempfile.TemporaryDirectory() as directory,
-        EmbeddedPostgres.start(Path(directory) / "postgres", durable=False) as server,
-    ):
+        os.execv(sys.executable, [sys.executable, "-m", "tests.simulator", *sys.argv[1:]])  # noqa: S606 - ourselves
+    with ExitStack() as stack:
+        dsn = asked.postgres
+        if dsn is None:
+            directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            dsn = stack.enter_context(EmbeddedPostgres.start(directory / "postgres", durable=False)).dsn
         if asked.seed is not None:
-            return one(server.dsn, asked.seed, asked.history)
+            return one(dsn, asked.seed, asked.history)
         start = time.monotonic()
         if asked.seeds is not None:
             first, _, end = asked.seeds.partition(":")
             seeds, until = iter(range(int(first), int(end))), float("inf")
         else:
             seeds, until = count(secrets.randbelow(2**48)), start + asked.minutes * 60
-        tally = many(server.dsn, seeds, processes=asked.processes, until=until)
+        tally = many(dsn, seeds, processes=asked.processes, until=until)
         report(tally, time.monotonic() - start)
     if tally.schedules >= ENOUGH and tally.missing:
         print(f"never occurred: {', '.join(tally.missing)}")

@@ -16,7 +16,7 @@ from typing import Any, Final
 from tests.simulator.chance import Chance
 
 
-class Killed(BaseException):  # noqa: N818 - not an error: the process is gone
+class Killed(BaseException):
     """The process was killed. Not an `Exception`, so that nobody handles it."""
 
 

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, cast
 from uuid import uuid5
@@ -230,9 +231,7 @@ class Company:
     def _retention(self) -> None:
         purposes = None if self.chance.likely(0.5) else ("training",)
         person = subject(self.chance.pick(self.people))
-        self._asks(
-            request.RetentionExpired(**self._maker.common(subject_ref=person, purposes=purposes)), "retention"
-        )
+        self._asks(request.RetentionExpired(**self._maker.common(subject_ref=person, purposes=purposes)), "retention")
 
     def _order(self) -> None:
         chance = self.chance
@@ -344,7 +343,10 @@ class Company:
             self.todo.append(lambda: self.ask(self._maker.approval(wanted, data["scope_root"]), PUBLISHER, sound=False))
         parties = [ANN, BOB] if chance.likely(0.85) else [ANN]
         for party in parties:
-            self.todo.append(lambda by=party: self.ask(self._maker.approval(wanted, data["scope_root"]), by))
+            self.todo.append(partial(self._approve, wanted, data["scope_root"], party))
+
+    def _approve(self, wanted: request.Request, scope_root: str, by: Party) -> None:
+        self.ask(self._maker.approval(wanted, scope_root), by)
 
     def _retrain(self, data: dict[str, Any]) -> None:
         if self.chance.likely(0.4):
@@ -396,4 +398,3 @@ def _with_signature(envelope: bytes, other: dsse.Envelope) -> bytes:
     value = json.loads(envelope)
     value["signatures"][0]["sig"] = base64.b64encode(other.signatures[0].signature).decode()
     return json.dumps(value, separators=(",", ":")).encode()
-

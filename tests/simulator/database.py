@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import date, datetime
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import psycopg
 from psycopg import sql
@@ -202,7 +202,7 @@ class Statement:
 
     def run(self, parameters: Mapping[str, object]) -> PGresult:
         values = [_text(parameters[name]) for name in self._order]
-        return self._check(self._connection.pgconn.exec_prepared(self._name, values, None, 1))
+        return self._check(self._connection.pgconn.exec_prepared(self._name, cast("Any", values), None, 1))
 
     def rows(self, result: PGresult) -> list[tuple[Any, ...]]:
         self._reader.set_pgresult(result)

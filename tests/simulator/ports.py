@@ -37,6 +37,9 @@ class Time:
         self.now += timedelta(seconds=seconds, microseconds=1)
         return self.now
 
+    def seconds(self) -> float:
+        return self.now.timestamp()
+
     def of_database(self) -> datetime:
         return self.tick() + self.database
 
@@ -236,7 +239,9 @@ class SimStore(SimReader, MemoryStore):
     def erase(self, unit: str, locators: Sequence[str], fence: int) -> Erasure:
         chance = self._scheduler.chance
         self._trouble(unit, locators)
-        open_ = {name for name in locators if len(locators) > 1 and chance.fault("partial", f"{self._place.name} erase")}
+        open_ = {
+            name for name in locators if len(locators) > 1 and chance.fault("partial", f"{self._place.name} erase")
+        }
         kept = {name for name in locators if (unit, name) in self._place.kept}
         truth = [name for name in locators if name not in kept | open_]
         outcomes = np.full(len(locators), Outcome.GONE, np.uint8)
@@ -329,4 +334,3 @@ class MemoryInFlight:
 
     def left(self) -> list[tuple[str, int, int]]:
         return list(self._held)
-

@@ -49,7 +49,7 @@ from tests.coordination import ANN, AUDIENCE, BOB, ISSUER, MODELS, ORIGIN, PUBLI
 from tests.history.judge import check
 from tests.history.recorder import Recorder
 from tests.history.verdict import Violation
-from tests.simulator.activity import Activity, Process, Scheduler, current
+from tests.simulator.activity import Process, Scheduler, current
 from tests.simulator.chance import Chance
 from tests.simulator.company import Company, artifact_name
 from tests.simulator.database import Database
@@ -137,11 +137,13 @@ class Schedule:
         self.chance = Chance(seed)
         self.scheduler = Scheduler(self.chance)
         self.database = database
-        self.lines: list[bytes] = []
-        self.recorder = Recorder(self.lines.append, who="simulator", now=lambda: self.time.now.timestamp())
         self.time = Time(START)
+        self.lines: list[bytes] = []
+        self.recorder = Recorder(self.lines.append, who="simulator", now=self.time.seconds)
         self.kafka = Kafka(self._heard)
-        self.places = {name: Place(name, rewrites, changed=partial(self._changed, name)) for name, rewrites in REWRITES.items()}
+        self.places = {
+            name: Place(name, rewrites, changed=partial(self._changed, name)) for name, rewrites in REWRITES.items()
+        }
         self.keys = MemoryKeys(b"seed")
         self.sealed = MemorySealed()
         self.tiles = MemoryTiles()
@@ -155,6 +157,8 @@ class Schedule:
         self.seen_by: dict[tuple[str, str], int] = {}
         self.states: dict[str, tuple[str, str | None, str | None]] = {}
         self.steps = 0
+        self._logged = 0
+        self._calmed = START
         self.idle = False
         """Whether nothing moved of late."""
 
@@ -250,9 +254,8 @@ class Schedule:
             if not worker.recovered:
                 found.append(("recover", worker, partial(self._recover, worker)))
                 continue
-            for topic in CONSUMED[worker.worker]:
-                if self._waiting(worker, topic):
-                    found.append((f"take {topic}", worker, partial(self._take, worker, topic)))
+            topics = [topic for topic in CONSUMED[worker.worker] if self._waiting(worker, topic)]
+            found += [(f"take {topic}", worker, partial(self._take, worker, topic)) for topic in topics]
             if self.rows["retry"] and self._stale(worker, "retry"):
                 found.append(("retry", worker, partial(self._retry, worker)))
             if self.rows["outbox"] and self._stale(worker, "relay"):
@@ -335,7 +338,6 @@ class Schedule:
         self.recorder.meta("simulator", every_step=True, seed=self.chance.seed)
         trusted = [(role.value, store, signer.public.raw) for (role, store), signer in SIGNERS.items()]
         self.recorder.trust(origin=ORIGIN, log_key=LOG_KEY.public.raw, keys=trusted)
-        self._logged = 0
         self.database.committed = self._committed
         for kind in CONSUMED:
             self.groups[kind] = Group()
@@ -644,7 +646,7 @@ def patched(schedule: Schedule) -> Iterator[None]:
             await schedule.scheduler.point("thread-done")
         return result
 
-    clock = mock.Mock(monotonic=lambda: schedule.time.now.timestamp())
+    clock = mock.Mock(monotonic=schedule.time.seconds)
     with ExitStack() as stack:
         for target, value in (
             ("asyncio.to_thread", inline),
@@ -681,6 +683,3 @@ def prepare(database: Database) -> None:
             "insert into trusted_key (key_id, role, name, public, scope, valid_from) values (%s, %s, %s, %s, '{}', %s)",
             party.key.key_id, role.value, party.name, party.key.public.raw, START - timedelta(days=90),
         )  # fmt: skip
-
-
-__all__ = ["Activity"]

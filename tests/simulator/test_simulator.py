@@ -1,0 +1,66 @@
+"""Schedules in the test run: fixed seeds in every one, more of them and fresh ones in the slow tier.
+
+They run as a user would replay them, in a process whose sets of text have a fixed order.
+"""
+
+from __future__ import annotations
+
+import secrets
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import PostgresServer
+from tests.simulator.__main__ import own_database
+from tests.simulator.chance import FAULTS, Chance
+from tests.simulator.schedule import run
+
+ROOT = Path(__file__).parents[2]
+
+
+def _simulate(server: PostgresServer, *arguments: str) -> str:
+    """What the command said. It has to be content."""
+    command = [sys.executable, "-m", "tests.simulator", "--postgres", server.dsn, *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    print(done.stdout, done.stderr)
+    assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-2000:]}"
+    return done.stdout
+
+
+def test_fixed_seeds_hold(postgres_server: PostgresServer) -> None:
+    assert "0 schedules went wrong" in _simulate(postgres_server, "--seeds", "0:12", "--processes", "1")
+
+
+def test_seeds_that_once_went_wrong_hold(postgres_server: PostgresServer) -> None:
+    """Each found a bug: see BUGS.md."""
+    for seed in (13, 107, 120, 127):
+        assert f"seed {seed}: " in _simulate(postgres_server, "--seed", str(seed))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_more_fixed_seeds_and_fresh_ones_hold(postgres_server: PostgresServer) -> None:
+    fresh = secrets.randbelow(2**40)
+    print(f"fresh seeds from {fresh}")
+    assert "0 schedules went wrong" in _simulate(postgres_server, "--seeds", "1000:1100")
+    assert "0 schedules went wrong" in _simulate(postgres_server, "--seeds", f"{fresh}:{fresh + 100}")
+
+
+def test_a_seed_decides_everything(postgres_server: PostgresServer) -> None:
+    database = own_database(postgres_server.dsn)
+    try:
+        first, _ = run(database, 5)
+        run(database, 6)  # what another schedule leaves behind must not matter
+        again, _ = run(database, 5)
+    finally:
+        database.close()
+    assert first.chance.trace == again.chance.trace
+    assert first.lines == again.lines
+
+
+def test_each_schedule_has_some_faults_and_not_others() -> None:
+    chosen = [frozenset(Chance(seed).rates) for seed in range(200)]
+    assert all(any(fault in one for one in chosen) for fault in FAULTS)
+    assert len(set(chosen)) > 150
