@@ -358,6 +358,7 @@ async def test_the_message_that_kills_is_found_out_and_the_others_are_cleared(ri
     await host.process(TOPIC, batch)
     assert rig.handled() == [a, c]
     assert rig.letters() == [(1, "poison")]
+    assert rig.sql("select event_id from dead_letter") == [(b,)]  # so that its sender can be told
     assert rig.sql('select "offset" from crash') == [(1,)]
     again = rig.restarted()  # quarantined still, should the acknowledgement have been lost
     await again.recover()

@@ -157,6 +157,27 @@ def test_what_step_absence_makes_of_what_it_sees(present: bool, presence: int, s
     assert orders.verified(np.array([present]), codes(presence), codes(stands)).tolist() == [outcome]
 
 
+@pytest.mark.parametrize("stands", [0, B, F])
+def test_what_is_only_hidden_is_not_verified_absent(stands: int) -> None:
+    """A unit is rewritten as a whole: until then its hidden artifacts are not shown, and their bytes are there."""
+    for presence in (P, A, E):
+        told = orders.verified(np.array([False]), codes(presence), codes(stands), rewrites_unit=True)
+        assert told.tolist() == [stands]
+    assert orders.verified(np.array([False]), codes(P), codes(G), rewrites_unit=True).tolist() == [G]
+
+
+def test_what_was_verified_absent_is_not_erased_anew() -> None:
+    """Two executors: one answered "try again", the other had erased it. Erasing it anew would open its absence anew, and
+    a certificate that counts it would not verify (schedule 120)."""
+    past = [
+        Past(Step.PRESENCE, 0, codes(P, P, P), None),
+        Past(Step.ERASE, 0, codes(G, 0, B), None),
+        Past(Step.ABSENCE, 0, codes(G, G, 0), None),
+    ]
+    assert orders.standing(past, 3).tolist() == [G, G, B]
+    assert orders.covered(past, Step.ERASE, 3).tolist() == [False, False, True]
+
+
 def test_a_later_attempt_covers_what_is_open_blocked_or_found_again() -> None:
     past = [
         Past(Step.PRESENCE, 0, codes(P, P, P, P, A), None),
