@@ -1,6 +1,6 @@
 """`python -m tests.simulator`: run schedules, say how many a minute, and what went wrong under which seed.
 
-    --seeds A:B     these seeds
+    --seeds A:B,C   these seeds: stretches and single ones
     --seed N        one, with its trace; writes its history to --history FILE if asked
     --minutes M     fresh seeds, for so long
     --processes P   at once (default: one per core)
@@ -23,7 +23,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import count, islice
+from itertools import chain, count, islice
 from pathlib import Path
 
 import psycopg
@@ -154,10 +154,15 @@ def one(dsn: str, seed: int, history: Path | None) -> int:
     return 1 if outcome else 0
 
 
+def _stretch(text: str) -> range:
+    first, _, end = text.partition(":")
+    return range(int(first), int(end or int(first) + 1))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.simulator", description=__doc__.splitlines()[0])
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--seeds", metavar="A:B")
+    what.add_argument("--seeds", metavar="A:B,C")
     what.add_argument("--seed", type=int)
     what.add_argument("--minutes", type=float)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
@@ -177,8 +182,8 @@ def main() -> int:
             return one(dsn, asked.seed, asked.history)
         start = time.monotonic()
         if asked.seeds is not None:
-            first, _, end = asked.seeds.partition(":")
-            seeds, until = iter(range(int(first), int(end))), float("inf")
+            seeds: Iterator[int] = chain.from_iterable(map(_stretch, asked.seeds.split(",")))
+            until = float("inf")
         else:
             seeds, until = count(secrets.randbelow(2**48)), start + asked.minutes * 60
         tally = many(dsn, seeds, processes=asked.processes, until=until)
