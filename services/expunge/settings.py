@@ -16,6 +16,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from expunge import crashing
 from expunge.domain.errors import Misconfigured, Rejected
 from expunge.domain.note import NoteKey, SignatureType
 from expunge.domain.policy import Policy
@@ -117,12 +118,19 @@ class Settings(BaseSettings):
             message = f"{unknown[0]} is not a setting; {hint} are {', '.join(sorted(known))}"
             raise Misconfigured(message)
         try:
-            return cls(**values)
+            found = cls(**values)
         except ValidationError as error:
             first = error.errors(include_input=False)[0]
             name = PREFIX + str((first["loc"] or ("witness_quorum",))[0]).upper()
             message = f"{name}: {first['msg']}"
             raise Misconfigured(message) from None
+        if crashing.VARIABLE in os.environ and not found.audience.startswith(crashing.NAMED_AFTER_A_TEST):
+            message = (
+                f"{crashing.VARIABLE} makes workers kill themselves: expected an EXPUNGE_AUDIENCE that begins with "
+                f"{crashing.NAMED_AFTER_A_TEST!r}, or the variable not set"
+            )
+            raise Misconfigured(message)
+        return found
 
     def policy(self) -> Policy:
         """The settings of judgement as a value."""
@@ -161,5 +169,5 @@ class Settings(BaseSettings):
         }
 
 
-EXTRA = {"EXPUNGE_PUBLISHER_KEY_FILE", "EXPUNGE_TEST_POSTGRES", "EXPUNGE_TEST_KAFKA"}
+EXTRA = {"EXPUNGE_PUBLISHER_KEY_FILE", "EXPUNGE_TEST_POSTGRES", "EXPUNGE_TEST_KAFKA", crashing.VARIABLE}
 """Variables with our prefix that are not settings of a worker."""

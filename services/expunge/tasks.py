@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 import structlog
 
+from expunge.crashing import crash_point
 from expunge.domain.errors import ExpungeError, FencedOff, Retryable
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class Lease:
         """Keep progress. Raises `FencedOff` when the lease is another's by now."""
         async with self.ledger.transaction() as tx:
             await self._fenced(tx, "task_save", cursor=json.dumps(cursor))
+        crash_point("tasks.saved")
         self.cursor = cursor
 
     async def renew(self, seconds: float) -> None:
@@ -121,13 +123,17 @@ async def run_one(
         rows = await tx.fetch("task_lease", kinds=list(kinds), seconds=lease_seconds)
     if not rows:
         return False
+    crash_point("tasks.leased")
     lease = Lease(ledger, *rows[0])
     try:
         async with _kept_alive(lease, lease_seconds, stop):
             commit = await kinds[lease.kind](lease)
+            crash_point("tasks.worked")
             async with ledger.transaction() as tx:
                 await lease.finish(tx)
                 await commit(tx)
+                crash_point("tasks.recorded")
+            crash_point("tasks.finished")
         log.info("task done", action="finish", task=lease.task_id, kind=lease.kind)
     except FencedOff:
         log.warning("task taken over by another worker", action="fence", task=lease.task_id, kind=lease.kind)

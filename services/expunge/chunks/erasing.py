@@ -19,6 +19,7 @@ import structlog
 from expunge.chunks import orders as work_orders
 from expunge.chunks.orders import Claim, Finding, Recorded, Refusal, Row, erased
 from expunge.chunks.units import Doing, UnitWork, around_hostile, call_all, gather
+from expunge.crashing import crash_point
 from expunge.domain.errors import FencedOff, Misconfigured, Rejected, Retryable
 from expunge.domain.events import WorkOrdered
 from expunge.domain.limits import CHUNK_LEAVES
@@ -118,12 +119,16 @@ class Eraser:
         erases = gather([doing for doing in doings if doing.order.step is Step.ERASE], _wanted)
         fences = await self._lease([(work.store, work.unit) for work in erases], self._holder)
         acted.tokens.extend(fences.values())
+        crash_point("erasing.leased")
         erases = _leased(erases, fences)
         async with self._renewing(fences.values(), self._holder):
             await self._call(Step.HIDE, hides, fences)
+            crash_point("erasing.hidden")
             await self._call(Step.ERASE, erases, fences)
+            crash_point("erasing.erased")
         _leave_unreached([*hides, *erases])
         await self._sign(doings, acted)
+        crash_point("erasing.signed")
         return acted
 
     async def carry_out(self, task: Task) -> Acted:
@@ -161,6 +166,7 @@ class Eraser:
         acted.refusals.extend(Refusal(order, "wrong-step") for order in wrong)
         async with self._ledger.transaction() as tx:
             found = await work_orders.claim(tx, [order for order in ordered if order not in wrong], effects=True)
+        crash_point("erasing.intended")
         acted.done.extend(found.recorded)
         acted.refusals.extend(found.refusals)
         return found.claims

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Letter = Annotated[int, typer.Argument(metavar="ID", help="as `expunge dead-letter list` shows it")]
 
 WATCH_SECONDS = 0.5
-"""How often `up` looks whether a worker has ended."""
+"""How often `up` looks whether a worker or server has ended."""
 
 
 def add(app: typer.Typer) -> None:
@@ -81,10 +81,9 @@ def _up(directory: Path, audience: str, stores: dict[str, str], *, api: bool, as
             for name, value in variables.items():
                 say(f"export {name}='{value}'")
             say("running until Ctrl-C")
-        while not (ended := embedded.ended()):
+        while True:
+            embedded.revive(error_line)
             time.sleep(WATCH_SECONDS)
-        error_line(f"worker {ended[0]} ended; see {directory / 'logs'}")
-        finish(Exit.NEGATIVE)
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C would leave processes behind

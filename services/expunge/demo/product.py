@@ -252,7 +252,8 @@ class Product:
         with psycopg.connect(self._database) as connection:
             query = sql.SQL("select exists (select from {} where id = %s)").format(sql.Identifier(TABLE))
             row = connection.execute(query, (_vector_id(photo),)).fetchone()
-        ids = faiss.vector_to_array(faiss.read_index(str(self.root / "index" / INDEX)).id_map)
+        index = faiss.read_index(str(self.root / "index" / INDEX))  # a name: its id_map does not keep it alive
+        ids = faiss.vector_to_array(index.id_map)
         names: set[str] = set()
         for path in (self.root / "shards").glob("*.tar"):
             with tarfile.open(path) as shard:

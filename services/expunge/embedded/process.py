@@ -145,6 +145,11 @@ class EmbeddedServer(ABC):
         """The server's process, or `None` when stopped."""
         return self._process.pid if self._process else None
 
+    @property
+    def running(self) -> bool:
+        """Whether its process is there. One that was stopped is not."""
+        return self._process is not None and self._process.running
+
     def stop(self) -> None:
         """A clean shutdown. Idempotent."""
         if self._process:

@@ -21,6 +21,7 @@ import numpy as np
 from pyroaring import BitMap64
 
 from expunge import metrics
+from expunge.crashing import crash_point
 from expunge.domain import events, statement, topics
 from expunge.domain.errors import Rejected
 from expunge.domain.events import SweepId
@@ -184,6 +185,7 @@ class Dispatch:
             )  # fmt: skip
             ready = [one for one, delay in zip(moved, delays, strict=True) if one[4] != DONE and not delay]
             await self._order(tx, ready, kinds)
+            crash_point("dispatch.advanced")
         await self._log(tx, kinds, sweep_ids, trees, steps, attempts, first, end)
 
     async def _next(self, tx: Tx, run: Run, tree: Mapping[str, Any]) -> tuple[str, int, float]:
@@ -224,6 +226,7 @@ class Dispatch:
             chunks=[row[2] for row in rows], steps=[row[3] for row in rows], attempts=[row[4] for row in rows],
             indices=indices,
         )  # fmt: skip
+        crash_point("dispatch.logged")
 
     async def redrive(self, tx: Tx, *, age: float) -> int:
         """Order again what has not moved for `age` seconds, and what was to wait until now; how many runs."""

@@ -18,6 +18,7 @@ from uuid import UUID
 import numpy as np
 from pyroaring import BitMap64
 
+from expunge.crashing import crash_point
 from expunge.domain import canonical, dsse, events, request, statement, suppression
 from expunge.domain.errors import Rejected, Tampered
 from expunge.domain.leaf import derive_key
@@ -179,6 +180,7 @@ class Intake:
                 records.append(suppression.Record("subject", action, suppression.purpose_digest(purpose), mac))
         if records:
             await asyncio.to_thread(self._journal.append, suppression.encode(records))
+            crash_point("intake.journaled")
 
     def _changes(
         self, accepted: Sequence[Authentic]
@@ -267,6 +269,7 @@ class Intake:
             await tx.execute("intake_plan_lock")
         await self._suppress(judged.accepted, tx)
         out += await self._insert(judged, rejected, tx)
+        crash_point("intake.inserted")
         for one in judged.accepted:
             try:
                 match one.request:

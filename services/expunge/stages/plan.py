@@ -27,6 +27,7 @@ from pyroaring import BitMap64
 
 from expunge import restored
 from expunge.chunks.spool import Spool
+from expunge.crashing import crash_point
 from expunge.domain import certificate, merkle, scopefile, statement, suppression
 from expunge.domain import sweep as sweeps
 from expunge.domain.leaf import LEAF_BYTES, NO_DIGEST, derive_key, nonces, pack_leaves
@@ -268,6 +269,7 @@ class Plan:
             rows = await tx.fetch("plan_claim_people", limit=self._policy.sweep_requests)
             if not rows:
                 return None
+            crash_point("plan.claimed")
             ((index, ordinal),) = await tx.fetch("plan_images", subjects=[row[1] for row in rows])
             requests = sweeps.Requests(
                 purposes=np.array([row[2] for row in rows], np.int64),
@@ -378,7 +380,9 @@ class Plan:
         file_digest = await asyncio.to_thread(
             lambda: self._sealed.write(f"{sweep_id}.scope", scopefile.blocks(header, sections, key))
         )
+        crash_point("plan.sealed")
         await self._suppress(tx, built, claimed.sweep_class)
+        crash_point("plan.suppressed")
         ((catalogue_index,),) = await tx.fetch("plan_catalogue_index")
         predicate = statement.Scope(
             sweep=str(sweep_id),
@@ -401,6 +405,7 @@ class Plan:
         payload = statement.payload(predicate, {"scope-file": file_digest.hex()})
         envelope = self._signer.sign(payload, PAYLOAD_TYPE)
         await self._record(tx, claimed, built, predicate, payload, envelope, held, bucket, at)
+        crash_point("plan.recorded")
         return sweep_id
 
     async def _retain(self, tx: Tx, pages: Sequence[Page], remains: Sequence[I64]) -> None:

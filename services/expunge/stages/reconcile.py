@@ -23,6 +23,7 @@ from pyroaring import BitMap64
 
 from expunge.chunks.scopes import Sweep
 from expunge.chunks.units import around_hostile
+from expunge.crashing import crash_point
 from expunge.domain import canonical, dsse, reconciliation, statement
 from expunge.domain.errors import Misconfigured, Rejected
 from expunge.domain.limits import CHUNK_LEAVES
@@ -102,11 +103,14 @@ class Reconcile:
         cursor = dict(lease.cursor)
         if not cursor:
             cursor = await self._start(lease.input)
+            crash_point("reconcile.started")
             await lease.save(cursor)
         while await self._pages(cursor):
             await lease.save(dict(cursor))
+            crash_point("reconcile.paged")
         sweep = await self._sweep(lease, cursor)
         counts = await self._counts(cursor)
+        crash_point("reconcile.counted")
         return partial(self._finish, cursor, counts, sweep)
 
     # 1

@@ -21,6 +21,7 @@ import structlog
 from expunge.chunks import orders as work_orders
 from expunge.chunks.orders import Claim, Finding, Inbox, Past, Recorded, Refusal, Row, merged, unfinished, verified
 from expunge.chunks.units import Doing, UnitWork, around_hostile, call_all, gather
+from expunge.crashing import crash_point
 from expunge.domain import dsse, needles, statement
 from expunge.domain.errors import Misconfigured, Rejected, Retryable
 from expunge.domain.events import AbsenceVerified, PresenceRecorded, ResidueFound, WorkOrdered
@@ -147,6 +148,7 @@ class Rescan:
             found = await work_orders.claim(tx, [order for order in ordered if order not in wrong], effects=False)
             claims = self._within(found.claims, bound, examined)
             roots = await _checkpoints(tx, claims)
+        crash_point("rescan.claimed")
         examined.done.extend(found.recorded)
         examined.refusals.extend(found.refusals)
         doings = await asyncio.to_thread(self._read, claims, examined)
@@ -164,6 +166,7 @@ class Rescan:
             else:
                 log.info("order left for later", action="defer", reason=doing.later, sweep=doing.order.sweep_id)
                 examined.later.append(doing.order)
+        crash_point("rescan.signed")
         return examined
 
     def _within(self, claims: list[Claim], bound: int | None, examined: Examined) -> list[Claim]:
@@ -195,6 +198,7 @@ class Rescan:
 
     async def _presence(self, doings: list[Doing], roots: Mapping[UUID, bytes]) -> None:
         seen = await self._probe(doings, {doing: doing.cover for doing in doings})
+        crash_point("rescan.probed")
         sampled: dict[Doing, NDArray[np.bool_]] = {}
         for doing in doings:
             overlap = np.zeros(len(doing.cover), np.bool_)
@@ -271,6 +275,7 @@ class Rescan:
         name = _file_of(doing)
         try:
             self._sealed.write(name, [needles.seal(doing.scope.key, name, cut)])
+            crash_point("rescan.needled")
         except FileExistsError:
             return self._kept(doing)
         return cut

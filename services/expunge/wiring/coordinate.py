@@ -18,6 +18,7 @@ from typing import Final
 import structlog
 
 from expunge import metrics
+from expunge.crashing import crash_point
 from expunge.domain.errors import Retryable
 from expunge.ports import Clock, Ledger, Outgoing, Tx
 from expunge.stages.certify import Certify
@@ -93,6 +94,8 @@ class Coordinator:
         async with self.ledger.transaction() as tx:
             await self.prove.record(published, tx)
             await self.dispatch.published(published.size, tx)
+            crash_point("prove.recorded")
+        crash_point("coordinate.committed")
         self._to_announce = True
         metrics.LOG_SIZE.set(published.size)
         self._published.set()
@@ -147,6 +150,8 @@ class Coordinator:
                 moved = await self.plan.seal_people() is not None
         if ORDER in waiting:
             moved |= await self.plan.seal_order() is not None
+        if moved:
+            crash_point("plan.committed")
         return moved
 
     async def upkeep(self) -> None:

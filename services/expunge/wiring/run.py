@@ -14,7 +14,7 @@ from pathlib import Path
 import structlog
 from aiohttp import web
 
-from expunge import metrics
+from expunge import crashing, metrics
 from expunge.adapters.broker.topics import expect_room
 from expunge.domain.errors import Retryable
 from expunge.domain.topics import TOPICS
@@ -44,6 +44,9 @@ def run_worker(name: str, settings: Settings) -> None:
     from expunge.workers.health import Health, serve
 
     configure_logging(settings.log_level)
+    if (told := os.environ.get(crashing.VARIABLE)) is not None:
+        structlog.get_logger().warning("this worker may kill itself", action="arm", variable=crashing.VARIABLE)
+        crashing.arm(Path(told))
     worker = build_worker(name, settings)
     directory = settings.data / "workers" / f"{name}-{settings.instance}"
     ready = asyncio.Event()

@@ -15,6 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -34,11 +35,26 @@ from expunge.wiring import Deployment
 API = "api"
 """The read API: a process like a worker's, of no stage."""
 START_SECONDS = 60.0
+SHORT_LIFE_SECONDS = 60.0
+SHORT_LIVES = 10
+"""A worker that ended this often in a row, each time within `SHORT_LIFE_SECONDS`, is not started again."""
+LONGEST_WAIT_SECONDS = 30.0
 STOP_SECONDS = 10.0
 
 
 class WorkerFailed(ExpungeError):  # noqa: N818 - as ServerFailed
     """A worker ended or never became ready; its log says why."""
+
+
+@dataclass(slots=True)
+class _Lives:
+    """How a worker's lives went (mutable). `short`: short ones in a row; `next`: when it is started again."""
+
+    name: str
+    instance: str
+    began: float = 0.0
+    short: int = 0
+    next: float | None = None
 
 
 class Embedded:
@@ -47,7 +63,9 @@ class Embedded:
     def __init__(
         self, directory: Path, *, audience: str, issuer: str = "", stores: Mapping[str, str] | None = None,
         workers: Sequence[str] = tuple(WORKERS), durable: bool = True, overrides: Mapping[str, Any] | None = None,
+        variables: Callable[[str], Mapping[str, str]] = lambda _: {},
     ) -> None:  # fmt: skip
+        """`variables`: of a worker's process beside its settings, by its key (`NAME`, or `NAME-INSTANCE`)."""
         self.directory = directory
         self._audience = audience
         self._issuer = issuer
@@ -55,6 +73,8 @@ class Embedded:
         self._names = workers
         self._durable = durable
         self._overrides = dict(overrides or {})
+        self._variables = variables
+        self._lives: dict[str, _Lives] = {}
         self._processes: dict[str, ServerProcess] = {}
         self.postgres: EmbeddedPostgres
         self.kafka: EmbeddedKafka
@@ -135,6 +155,7 @@ class Embedded:
         environment |= self.settings.model_copy(update={"instance": instance}).environment()
         # Workers do small linear algebra at most; one BLAS thread each keeps two cores for everybody.
         environment |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        environment |= self._variables(key)
         process = ServerProcess.spawn(
             ServerCommand(
                 argv=(sys.executable, "-m", *module),
@@ -146,6 +167,7 @@ class Embedded:
             )
         )
         self._processes[key] = process
+        self._lives.setdefault(key, _Lives(name, instance)).began = time.monotonic()
         return process
 
     def wait_ready(self, name: str, instance: str = "0") -> None:
@@ -185,6 +207,27 @@ class Embedded:
     def ended(self) -> list[str]:
         """Workers that have ended."""
         return [name for name, process in self._processes.items() if not process.running]
+
+    def revive(self, tell: Callable[[str], None] = lambda _: None) -> None:
+        """Start again what has ended by itself, as a service manager would: servers at once, workers after a wait that
+        doubles with each end. Call it often. Raises `WorkerFailed` for one that ends over and over."""
+        for title, server in (("PostgreSQL", self.postgres), ("Kafka", self.kafka)):
+            if not server.running:
+                tell(f"{title} ended; it is started again")
+                server.restart()
+        for key in self.ended():
+            lives, at = self._lives[key], time.monotonic()
+            if lives.next is None:
+                lives.short = lives.short + 1 if at - lives.began < SHORT_LIFE_SECONDS else 1
+                if lives.short > SHORT_LIVES:
+                    message = f"worker {key} ended {lives.short} times in a row; see {self.directory / 'logs'}"
+                    raise WorkerFailed(message)
+                wait = min(LONGEST_WAIT_SECONDS, 0.5 * 2.0**lives.short)
+                lives.next = at + wait
+                tell(f"worker {key} ended; it is started again in {wait:.0f} s")
+            elif at >= lives.next:
+                lives.next = None
+                self.start_worker(lives.name, lives.instance)
 
     def kill_worker(self, name: str) -> None:
         """SIGKILL, for tests of crashes."""

@@ -17,6 +17,7 @@ from typing import Any, Final
 import faust
 
 from expunge import metrics
+from expunge.crashing import crash_point
 from expunge.domain.topics import TOPICS
 from expunge.workers.delivery import DeliveryHost, Record
 
@@ -132,8 +133,10 @@ def _agent(app: faust.App, host: DeliveryHost, topic: str, ready: asyncio.Event,
                 await asyncio.Event().wait()  # until Faust cancels it
             with hand:
                 await host.process(topic, [_record(event.message) for event in batch])
+                crash_point("delivery.unacknowledged")
                 for event in batch:
                     await stream.ack(event)
+                crash_point("delivery.acknowledged")
             metrics.BATCHES.labels(host.worker).inc()
 
 

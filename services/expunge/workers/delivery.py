@@ -23,6 +23,7 @@ import structlog
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from expunge import metrics
+from expunge.crashing import crash_point
 from expunge.domain import canonical, events, topics
 from expunge.domain.cloudevents import CloudEvent, from_kafka
 from expunge.domain.errors import FencedOff, Rejected, Retryable
@@ -198,6 +199,7 @@ class DeliveryHost:
                 identity = dedupe_id(event, record, dedupe=handlers[0].dedupe)
                 deliveries[identity] = (Delivery(topic, record.partition, record.offset, event), record)
             self._in_flight[topic].hold(records)
+            crash_point("delivery.held")
             try:
                 await self._apply(topic, records, deliveries, dead)
             except (Retryable, asyncio.CancelledError):
@@ -221,6 +223,7 @@ class DeliveryHost:
         batch = [deliveries[identity][0] for identity in fresh]
         try:
             acted = [await handler.act(batch) for handler in self._handlers[topic]] if batch else []
+            crash_point("delivery.acted")
             await self._commit(topic, records, deliveries, dead, fresh, parked, acted)
         except _OvertakenError:
             await self._apply(topic, records, deliveries, dead)
@@ -256,6 +259,8 @@ class DeliveryHost:
             if dead:
                 await self._bury(tx, dead)
             await self._offsets(tx, records)
+            crash_point("delivery.recorded")
+        crash_point("delivery.committed")
         if parked:
             self.parked.set()
         metrics.DELIVERIES.labels(self.worker, topic, "handled").inc(len(fresh))
@@ -374,6 +379,7 @@ class DeliveryHost:
                             # The rows stay; the relay tries again. What was applied must still be acknowledged.
                             _log.warning("unpublished", worker=self.worker, count=len(rows), kind=type(error).__name__)
                             return published
+                        crash_point("delivery.published")
                         await tx.execute("outbox_published", ids=[row[0] for row in rows])
                 published += len(rows)
                 if len(rows) < OUTBOX_BATCH:
@@ -407,6 +413,7 @@ class DeliveryHost:
             return
         try:
             acted = [await handler.act([delivery]) for handler in self._handlers[record.topic]]
+            crash_point("delivery.parked-acted")
             async with self.ledger.transaction() as tx:
                 if not await tx.execute("retry_done", worker=self.worker, ids=[event_id]):
                     return  # another worker's by now
@@ -418,6 +425,7 @@ class DeliveryHost:
                     await tx.fetch("delivery_apply", worker=self.worker, ids=[event_id])
                     if refused:
                         await self._bury(tx, [(record, delivery.event.id, refused[0].code)])
+                    crash_point("delivery.parked-recorded")
                     return
                 reason = waits[0].code
                 raise Retryable  # noqa: TRY301 - rolls the transaction back, whatever else the handlers did

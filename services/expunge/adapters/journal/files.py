@@ -10,6 +10,7 @@ import fcntl
 import os
 from pathlib import Path
 
+from expunge.crashing import crash_point
 from expunge.domain import suppression
 from expunge.domain.errors import Misconfigured, Retryable
 
@@ -56,9 +57,11 @@ class FileJournal:
         except OSError:
             os.ftruncate(descriptor, whole)
             raise
+        crash_point("journal.written")
         os.fsync(descriptor)
         if not whole:
             _sync(self._path.parent)
+        crash_point("journal.synced")
 
 
 def _sync(folder: Path) -> None:

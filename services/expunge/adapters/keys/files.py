@@ -17,6 +17,7 @@ from uuid import uuid4
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
+from expunge.crashing import crash_point
 from expunge.domain.errors import Misconfigured, Rejected, Tampered
 
 KEY_BYTES: Final = 32
@@ -53,11 +54,14 @@ class FileKeys:
         name = day.isoformat()
         (self._root / f"{name}.destroyed").touch(mode=0o600)
         _sync(self._root)
+        crash_point("keys.marked")
         path = self._root / f"{name}.key"
         if path.exists():
             overwrite(path)
+            crash_point("keys.overwritten")
             path.unlink()
             _sync(self._root)
+            crash_point("keys.unlinked")
 
     def _draw(self, path: Path, name: str) -> None:
         """Draw a key, unless another process was first: then its key stands."""
@@ -66,8 +70,10 @@ class FileKeys:
         temporary = self._root / f".new-{uuid4().hex}"
         try:
             write_private(temporary, sealed)
+            crash_point("keys.drawn")
             with suppress(FileExistsError):
                 os.link(temporary, path)
+            crash_point("keys.linked")
         finally:
             temporary.unlink(missing_ok=True)
         _sync(self._root)

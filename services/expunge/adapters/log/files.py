@@ -13,6 +13,7 @@ from typing import Final
 from uuid import uuid4
 
 from expunge.adapters.log import CHECKPOINT, check_path, replaceable
+from expunge.crashing import crash_point
 from expunge.domain.errors import Misconfigured, Rejected, Retryable, Tampered
 
 _TEMP: Final = ".new-"
@@ -44,6 +45,7 @@ class FileTiles:
                 else:
                     self._put(path, files[path])
             self._sync(folders)
+            crash_point("log.synced")
         except OSError as error:
             raise Retryable(f"the evidence log could not be written ({type(error).__name__})") from error
 
@@ -86,6 +88,7 @@ class FileTiles:
         temporary = self._written(target, data)
         try:
             os.link(temporary, target)
+            crash_point("log.linked")
         except FileExistsError:
             if target.read_bytes() != data:
                 raise Tampered(path, "expected the bytes that are stored already, got others") from None
@@ -95,6 +98,7 @@ class FileTiles:
     def _replace(self, path: str, data: bytes) -> None:
         target = self._root / path
         self._written(target, data).replace(target)
+        crash_point("log.replaced")
 
     def _written(self, target: Path, data: bytes) -> Path:
         temporary = target.with_name(f"{_TEMP}{uuid4().hex}")
@@ -102,6 +106,7 @@ class FileTiles:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        crash_point("log.written")
         return temporary
 
     @staticmethod

@@ -11,6 +11,7 @@ from typing import Final
 from uuid import uuid4
 
 from expunge.adapters.sealed import check_name
+from expunge.crashing import crash_point
 from expunge.domain.errors import Misconfigured, Retryable
 
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -35,9 +36,12 @@ class FileSealed:
                     digest.update(block)
                     file.write(block)
                 file.flush()
+                crash_point("sealed.written")
                 os.fsync(file.fileno())
+            crash_point("sealed.synced")
             _link(temporary, target, digest.digest())
             _sync(self._root)
+            crash_point("sealed.linked")
         except FileExistsError:
             raise
         except OSError as error:

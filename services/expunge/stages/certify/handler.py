@@ -16,6 +16,7 @@ from uuid import UUID
 
 import numpy as np
 
+from expunge.crashing import crash_point
 from expunge.domain import dsse, events, statement
 from expunge.domain import sweep as sweeps
 from expunge.domain.errors import Rejected
@@ -141,6 +142,7 @@ class Certify:
         blob = b"".join(boxes)
         file_digest = hashlib.sha256(blob).digest()
         await asyncio.to_thread(self._sealed.write, round_file(sweep.sweep_id, number, file_digest), [blob])
+        crash_point("certify.boxed")
         results: dict[str, int] = dict(sorted(Counter(one.result for one in done).items()))
         predicate = statement.Completion(
             sweep=str(sweep.sweep_id), scope=sweep.scope_digest.hex(), round=number, provision=provision,
@@ -157,6 +159,7 @@ class Certify:
         )  # fmt: skip
         if provision is Provision.DATA:
             await drop_rows(sweep, done, tx)
+            crash_point("certify.dropped")
             if sweep.sweep_class == "order":
                 await tx.execute("certify_reconcile", sweep_id=sweep.sweep_id)
         states = [state_after(provision, one) for one in done]
@@ -170,6 +173,7 @@ class Certify:
             envelope=envelope, index=index, file_digest=file_digest, at=at,
         )  # fmt: skip
         await tx.execute("certify_count_rounds", sweep_id=sweep.sweep_id)
+        crash_point("certify.counted")
 
     async def overdue(self, tx: Tx) -> int:
         """Say once, in the log, of each provision of a sweep whose date was missed; how many statements."""
@@ -231,6 +235,7 @@ async def destroy_bucket(tx: Tx, keys: KeyStore, signer: Signer, day: date, *, a
     if (known := (await _destroyed(tx)).get(day)) is not None:
         return known
     await asyncio.to_thread(keys.destroy, day)
+    crash_point("certify.key-destroyed")
     predicate = statement.KeyDestroyed(bucket=day, at=statement.instant(at))
     payload = statement.payload(predicate, {"bucket": hashlib.sha256(day.isoformat().encode()).hexdigest()})
     (index,) = await log(tx, [(predicate.type, signer.sign(payload, PAYLOAD_TYPE))])

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from expunge.crashing import crash_point
 from expunge.domain import events, tiles
 from expunge.domain.dsse import SigningKey
 from expunge.domain.errors import Tampered
@@ -84,8 +85,11 @@ class Prove:
             ((root,),) = await tx.fetch("prove_root", size=size)
             if root != frontier.root():
                 raise Tampered("log", f"expected the root recorded for size {size}, got another from the rows")
+        crash_point("prove.intended")
         note = sign_checkpoint(Checkpoint(self._origin, size, root), self._key, self._origin)
+        crash_point("prove.signed")
         await asyncio.to_thread(self._write, signed, rows, note)
+        crash_point("prove.switched")
         self._frontier = frontier
         statements = tuple(
             events.SealedStatement(index=index, leaf_hash=leaf_hash.hex(), predicate=predicate)
@@ -181,7 +185,9 @@ class Prove:
             files[bundle.path] = tiles.bundle_bytes([*kept, *added])
         # Tiles are durable before the checkpoint that promises them, and so is the archive.
         self._store.write(files)
+        crash_point("prove.tiled")
         self._store.swap(f"checkpoints/{size}", note, None)
+        crash_point("prove.archived")
         while True:
             current = self._current()
             if current is not None and self._open(current).size >= size:

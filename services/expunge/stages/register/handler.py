@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID, uuid5
 
+from expunge.crashing import crash_point
 from expunge.domain import events, statement, topics
 from expunge.domain.errors import Rejected
 from expunge.domain.events import ModelArrived, Registered, RegistrationRefused, SuccessorRegistered
@@ -72,6 +73,7 @@ class Register:
         load = await self._registrar.open(tx)
         out += await self._sources(tx, acted)
         settled = await self._images(load, acted)
+        crash_point("register.staged")
         for delivery, event in acted.events:
             if isinstance(event, SnapshotCommitted):
                 try:
@@ -84,6 +86,7 @@ class Register:
         out += refusals
         if settled.taken:
             indices = await log(tx, settled.entries)
+            crash_point("register.logged")
             await load.record(settled, indices, acted.at)
             out += _answers(settled, acted.at)
         await emit(tx, WORKER, out, at=acted.at)

@@ -20,6 +20,7 @@ from uuid import UUID
 import numpy as np
 from pyroaring import BitMap, BitMap64
 
+from expunge.crashing import crash_point
 from expunge.domain import events, statement, topics
 from expunge.domain.errors import Rejected
 from expunge.domain.events import SweepId
@@ -249,7 +250,10 @@ class Retrain:
                 raise Rejected("weights-shared", "expected a file that no other model uses")
             await tx.execute("retrain_remediating", model=entry.name)
             ((fence,),) = await tx.fetch("retrain_fence")
-        return await asyncio.to_thread(destroy, self._stores[place.store], place, fence)
+        crash_point("retrain.destroying")
+        destroyed = await asyncio.to_thread(destroy, self._stores[place.store], place, fence)
+        crash_point("retrain.destroyed")
+        return destroyed
 
     async def _open(self, tx: Tx, world: World, model: str) -> list[Any]:
         if model not in world.entries:
@@ -302,6 +306,7 @@ class Retrain:
         await self._taint(turn, world, sweep, found, chosen)
         await self._void(turn, world, sweep, found.void)
         await turn.tx.execute("retrain_resolved", sweep_id=sweep.sweep_id)
+        crash_point("retrain.resolved")
 
     async def _taint(
         self, turn: Turn, world: World, sweep: Sweep, found: Affected, chosen: Mapping[str, Remedy]
