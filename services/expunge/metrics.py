@@ -51,6 +51,14 @@ WITNESS_ANSWERS: Final = Counter(
     "What witnesses said to a checkpoint: cosigned, silent, refused, bad (its signature).",
     ("witness", "answer"),
 )
+BREAKERS_OPEN: Final = Gauge(
+    "expunge_breakers_open", "Scopes whose blast-radius breaker is open, by kind: store, source.", ("kind",)
+)
+STORE_CIRCUIT_OPEN: Final = Gauge(
+    "expunge_store_circuit_open",
+    "1 while a worker leaves a store alone that failed over and over.",
+    ("worker", "store"),
+)
 OUTBOX: Final = Gauge("expunge_outbox_rows", "Events committed but not yet published.")
 AUDIT_AT: Final = Gauge("expunge_audit_timestamp_seconds", "When the log last passed its audit.")
 BUILD: Final = Info("expunge_build", "Version that runs.")

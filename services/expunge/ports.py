@@ -36,12 +36,14 @@ class Capabilities:
 @dataclass(frozen=True, slots=True)
 class Erasure:
     """What one erase of one unit did. `method` is a short fixed phrase for statements (`unlink`, `rewrite`, ...);
-    `residue` lists in plain fixed words where bytes may remain (never a locator)."""
+    `residue` lists in plain fixed words where bytes may remain (never a locator); `blocked_until`: when the last of those
+    that are BLOCKED may go, where the store says so: then their request is planned again."""
 
     outcomes: Outcomes
     level: Level
     method: str
     residue: tuple[str, ...]
+    blocked_until: datetime | None = None
 
 
 class StoreReader(Protocol):

@@ -49,7 +49,10 @@ CLEAN: Final = ModelStatus.CLEAN
 class Reader:
     """Answers about one deployment. The ledger is open."""
 
-    def __init__(self, *, ledger: Ledger, sealed: SealedStore, keys: KeyStore, tiles: TileStore) -> None:
+    def __init__(
+        self, *, ledger: Ledger, sealed: SealedStore, keys: KeyStore, tiles: TileStore, approval_images: int = 5_000
+    ) -> None:  # fmt: skip
+        self._approval_images = approval_images
         self._ledger = ledger
         self._sealed = sealed
         self._keys = keys
@@ -166,6 +169,25 @@ class Reader:
             readers=readers, at=at,
         )  # fmt: skip
         return challenge.dump(answer)
+
+    async def dry_run(
+        self, *, subjects: Sequence[str] = (), source: str | None = None, days: tuple[date, date] | None = None
+    ) -> dict[str, Any]:
+        """What a request would erase, at most: purposes that others keep are counted too. Changes nothing."""
+        start, end = days or (None, None)
+        async with self._ledger.transaction() as tx:
+            rows = await tx.fetch("dryrun_images", subjects=list(subjects), source=source, start=start, end=end)
+            ordinals = [row[0] for row in rows]
+            counts = await tx.fetch("dryrun_counts", ordinals=ordinals)
+            ((people,),) = await tx.fetch("dryrun_people", ordinals=ordinals)
+            ((held,),) = await tx.fetch("dryrun_held", ordinals=ordinals)
+        return {
+            "images": len(ordinals),
+            "people": people,
+            "held": held,
+            "artifacts": [{"kind": kind, "store": store, "artifacts": number} for kind, store, number in counts],
+            "approval": len(subjects) != 1 or len(ordinals) > self._approval_images,
+        }
 
     def _fetch(self, path: str) -> bytes:
         try:
@@ -376,4 +398,7 @@ async def opened(ledger: PostgresLedger) -> AsyncIterator[PostgresLedger]:
 async def reader(deployment: Deployment) -> AsyncIterator[Reader]:
     """A reader of this deployment, while it is open."""
     async with opened(deployment.ledger) as ledger:
-        yield Reader(ledger=ledger, sealed=deployment.sealed, keys=deployment.keys, tiles=deployment.tiles)
+        yield Reader(
+            ledger=ledger, sealed=deployment.sealed, keys=deployment.keys, tiles=deployment.tiles,
+            approval_images=deployment.policy.approval_images,
+        )  # fmt: skip

@@ -71,6 +71,15 @@ class Settings(BaseSettings):
     sweep_window_ms: Annotated[int, Field(ge=0, le=60_000)] = 20
     approval_images: Annotated[int, Field(ge=1)] = 5_000
     approval_days: Annotated[int, Field(ge=1)] = 7
+    breaker_artifacts: Annotated[int, Field(ge=1)] = Field(
+        default=1_000_000, description="most artifacts of a store, and images of a source, erased in an hour unapproved"
+    )
+    breaker_share: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.5, description="most of a source's images erased in an hour unapproved, as a share of all it has"
+    )
+    breaker_floor: Annotated[int, Field(ge=1)] = Field(
+        default=10_000, description="images of a source that an hour may take whatever their share"
+    )
     attempts: Annotated[int, Field(ge=1, le=20)] = 5
     max_taint_days: Annotated[int, Field(ge=0)] = 14
     inline_leaves: Annotated[int, Field(ge=1)] = Field(
@@ -144,6 +153,9 @@ class Settings(BaseSettings):
             witness_quorum=self.witness_quorum or len(self.witnesses),
             timestamped=bool(self.timestamp_url),
             witness_wait=timedelta(seconds=self.witness_wait_seconds),
+            breaker_artifacts=self.breaker_artifacts,
+            breaker_share=self.breaker_share,
+            breaker_floor=self.breaker_floor,
         )
 
     @model_validator(mode="after")

@@ -18,6 +18,8 @@ from tests.guards.sources import PACKAGE, Mentions, mentions, modules, stage_fil
 
 NOT_OF_THE_PIPELINE = {
     "DeadLettered": "said by the delivery host around every stage, not by a stage",
+    "BreakerOpened": "said by the breaker, which dispatch asks",
+    "BreakerClosed": "said for the person who closes a breaker",
 }
 """Event classes that no stage takes or emits, and why they exist."""
 

@@ -123,9 +123,11 @@ def test_a_dead_letter_is_listed_retried_or_dropped_and_its_bytes_stay_sealed(
     assert [(one["offset"], one["reason"]) for one in listed] == [(0, "bad"), (1, "bad"), (2, "bad")]
     assert "secret" not in json.dumps(listed)
     first, second, third = (str(one["id"]) for one in listed)
-    assert ask("dead-letter", "retry", first)["retried"] is True
+    assert ask("dead-letter", "retry", first) == {"ids": [int(first)], "retried": True}
     ask("dead-letter", "retry", second, code=Exit.USAGE)  # it could never be read
-    assert ask("dead-letter", "drop", third)["dropped"] is True
+    ask("dead-letter", "drop", code=Exit.USAGE)  # nobody drops everything by leaving the id out
+    assert ask("dead-letter", "drop", "--reason", "nowhere")["ids"] == []
+    assert ask("dead-letter", "drop", third) == {"ids": [int(third)], "dropped": True}
     assert [str(one["id"]) for one in ask("dead-letter", "list")] == [second]
     with psycopg.connect(deployment.settings.database) as connection:
         rows = connection.execute('select worker, event_id, "offset" from retry').fetchall()

@@ -14,7 +14,7 @@ MOVES = {
     "accepted": {"planned", "held", "cancelled"},
     "held": {"accepted", "cancelled"},
     "planned": {"data-certified", "completed", "held", "cancelled", "void"},
-    "data-certified": {"completed"},
+    "data-certified": {"completed", "accepted"},
 }
 
 

@@ -11,12 +11,15 @@ import json
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING, Final, Protocol
+from uuid import UUID
 
 import numpy as np
 import structlog
 
 from expunge.chunks import orders as work_orders
+from expunge.chunks.circuits import Circuits
 from expunge.chunks.orders import Claim, Finding, Recorded, Refusal, Row, erased
 from expunge.chunks.units import Doing, UnitWork, around_hostile, call_all, gather
 from expunge.crashing import crash_point
@@ -63,6 +66,8 @@ class Acted:
     beyond: list[WorkOrdered] = field(default_factory=list)
     later: list[WorkOrdered] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
+    blocked: dict[UUID, datetime] = field(default_factory=dict)
+    """Sweeps of which some artifact is blocked until then."""
 
 
 class Eraser:
@@ -100,6 +105,7 @@ class Eraser:
         self._lease_seconds = lease_seconds
         self._inline_leaves = inline_leaves
         self._threads = threads
+        self._circuits = Circuits(worker)
 
     async def act(self, ordered: Sequence[WorkOrdered]) -> Acted:
         """Carry out a batch.
@@ -160,6 +166,8 @@ class Eraser:
         await work_orders.defer(tx, self.task_kind, beyond=acted.beyond, later=acted.later)
         if acted.tokens:
             await tx.execute("execute_release", tokens=acted.tokens, holder=self._holder)
+        if acted.blocked:
+            await tx.execute("execute_blocked", sweeps=list(acted.blocked), until=list(acted.blocked.values()))
 
     async def _claim(self, ordered: Sequence[WorkOrdered], acted: Acted) -> list[Claim]:
         wrong = [order for order in ordered if order.step not in {Step.HIDE, Step.ERASE}]
@@ -262,7 +270,7 @@ class Eraser:
             else:
                 _erase(self._stores[work.store], work, fences[work.store, work.unit])
 
-        await call_all(works, call, self._threads)
+        await call_all(works, self._circuits.guarded(call), self._threads)
         for work in works:
             _apply(work)
 
@@ -273,6 +281,9 @@ class Eraser:
                 doing.outcomes[doing.excluded()] = Outcome.EXCLUDED
                 acted.rows.extend(await asyncio.to_thread(doing.rows, self._signers[doing.store], at))
                 acted.done.append(Recorded(doing.order, doing.told()))
+                if doing.blocked_until is not None:
+                    sweep = doing.claim.sweep.sweep_id
+                    acted.blocked[sweep] = max(doing.blocked_until, acted.blocked.get(sweep, doing.blocked_until))
             else:
                 log.info("order left for later", action="defer", reason=doing.later, sweep=doing.order.sweep_id)
                 acted.later.append(doing.order)
@@ -317,6 +328,7 @@ def _erase(store: Store, work: UnitWork, fence: int) -> None:
     def erase(some: Sequence[str]) -> Outcomes:
         erasure = store.erase(work.unit, some, fence)
         work.findings.append(Finding(erasure.level, erasure.method, erasure.residue))
+        work.blocked_until = max(filter(None, (work.blocked_until, erasure.blocked_until)), default=None)
         return erasure.outcomes
 
     locators = work.locators()
@@ -331,6 +343,8 @@ def _apply(work: UnitWork) -> None:
     elif work.trouble is None:
         for part, said in zip(work.parts, work.said, strict=True):
             part.doing.outcomes[part.at] = erased(said, part.doing.presence[part.at])
+            until = part.doing.blocked_until, work.blocked_until if Outcome.BLOCKED in said else None
+            part.doing.blocked_until = max(filter(None, until), default=None)
             for finding in work.findings:
                 for chunk in part.chunks():
                     part.doing.found(chunk, finding)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from itertools import compress, pairwise
 from typing import TYPE_CHECKING, TypeVar
 
@@ -19,8 +20,6 @@ from expunge.domain.words import Step
 from expunge.ports import Outcomes
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from numpy.typing import NDArray
 
     from expunge.ports import Signer
@@ -46,6 +45,7 @@ class Doing:
         self.outcomes: Outcomes = np.zeros(len(self.run.unit), np.uint8)
         self.findings: list[Finding | None] = [None] * (order.end_chunk - order.first_chunk)
         self.later: str | None = None
+        self.blocked_until: datetime | None = None
 
     def stands(self) -> Outcomes:
         """How erasing each leaf stands."""
@@ -119,6 +119,7 @@ class UnitWork:
     said: list[NDArray[np.uint8]] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     trouble: Exception | None = None
+    blocked_until: datetime | None = None
 
     @property
     def leaves(self) -> int:

@@ -14,7 +14,21 @@ from typing import Annotated, Final
 import typer
 
 from expunge import __version__
-from expunge.cli import api, audit, backup, disclose, evidence, keys, log, models, operate, receipt, reconcile, requests
+from expunge.cli import (
+    api,
+    audit,
+    backup,
+    breaker,
+    disclose,
+    evidence,
+    keys,
+    log,
+    models,
+    operate,
+    receipt,
+    reconcile,
+    requests,
+)
 from expunge.cli.console import Exit, error_line
 from expunge.domain.errors import ExpungeError, Misconfigured, Rejected, Retryable
 
@@ -74,6 +88,7 @@ def build(flags: _Flags) -> typer.Typer:
     app.add_typer(backup.commands(), name="backup")
     disclose.add(app)
     reconcile.add(app)
+    breaker.add(app)
     app.add_typer(models.commands(), name="models")
     app.add_typer(keys.commands(), name="keys")
     log.add(app)

@@ -15,9 +15,15 @@ from expunge.cli.console import AsJson, AsJsonLines, Exit, document, error_line,
 from expunge.domain.errors import Misconfigured
 
 if TYPE_CHECKING:
+    from expunge.cli.letters import Filter
     from expunge.wiring.up import Embedded
 
-Letter = Annotated[int, typer.Argument(metavar="ID", help="as `expunge dead-letter list` shows it")]
+Letter = Annotated[int | None, typer.Argument(metavar="ID", help="as `expunge dead-letter list` shows it")]
+OfWorker = Annotated[str | None, typer.Option("--worker", help="only this worker's")]
+OfTopic = Annotated[str | None, typer.Option("--topic", help="only of this topic")]
+OfReason = Annotated[str | None, typer.Option("--reason", help="only with this reason")]
+OfStore = Annotated[str | None, typer.Option("--store", help="only work orders for this store")]
+Limit = Annotated[int, typer.Option("--limit", min=1, help="at most so many, the oldest first")]
 
 WATCH_SECONDS = 0.5
 """How often `up` looks whether a worker or server has ended."""
@@ -248,26 +254,42 @@ def _dead_letters(app: typer.Typer) -> None:
     app.add_typer(letters, name="dead-letter")
 
     @letters.command("list", help="What was given up, where it was and why; never what it holds.")
-    def every(limit: Annotated[int, typer.Option("--limit", min=1)] = 1000, *, as_json: AsJson = False) -> None:
-        from expunge.cli.letters import listed
+    def every(
+        worker: OfWorker = None, topic: OfTopic = None, reason: OfReason = None, store: OfStore = None,
+        limit: Limit = 1000, *, as_json: AsJson = False,
+    ) -> None:  # fmt: skip
+        from expunge.cli.letters import Filter, listed
 
-        rows = listed(limit)
+        rows = listed(Filter(worker=worker, topic=topic, reason=reason, store=store), limit)
         if as_json:
             document(rows)
         else:
-            columns = ("id", "worker", "topic", "partition", "offset", "reason", "at")
+            columns = ("id", "worker", "topic", "partition", "offset", "store", "reason", "at")
             table(columns, [[one[column] for column in columns] for one in rows])
 
-    @letters.command(help="Hand it to its worker again, now.")
-    def retry(letter: Letter, *, as_json: AsJson = False) -> None:
-        from expunge.cli.letters import retried
+    @letters.command(help="Hand one, or those that fit, to their worker again, now.")
+    def retry(
+        letter: Letter = None, worker: OfWorker = None, topic: OfTopic = None, reason: OfReason = None,
+        store: OfStore = None, limit: Limit = 1000, *, as_json: AsJson = False,
+    ) -> None:  # fmt: skip
+        from expunge.cli.letters import Filter, retried
 
-        retried(letter)
-        document({"id": letter, "retried": True}) if as_json else say(f"dead letter {letter} waits to be tried again")
+        done = retried(_meant(Filter(letter, worker, topic, reason, store)), limit)
+        document({"ids": done, "retried": True}) if as_json else say(f"{len(done)} dead letters wait to be tried again")
 
-    @letters.command(help="Remove it for good: it was understood, or it will never be.")
-    def drop(letter: Letter, *, as_json: AsJson = False) -> None:
-        from expunge.cli.letters import dropped
+    @letters.command(help="Remove one, or those that fit, for good: understood, or never to be.")
+    def drop(
+        letter: Letter = None, worker: OfWorker = None, topic: OfTopic = None, reason: OfReason = None,
+        store: OfStore = None, limit: Limit = 1000, *, as_json: AsJson = False,
+    ) -> None:  # fmt: skip
+        from expunge.cli.letters import Filter, dropped
 
-        dropped(letter)
-        document({"id": letter, "dropped": True}) if as_json else say(f"dead letter {letter} is gone")
+        done = dropped(_meant(Filter(letter, worker, topic, reason, store)), limit)
+        document({"ids": done, "dropped": True}) if as_json else say(f"{len(done)} dead letters are gone")
+
+
+def _meant(which: Filter) -> Filter:
+    """Nobody retries or drops everything by leaving the id out."""
+    if which.everything:
+        raise typer.BadParameter("expected an ID, or one of --worker, --topic, --reason, --store")
+    return which

@@ -93,6 +93,28 @@ class ApprovalAwaited(Message):
     at: Time
 
 
+BreakerScope: TypeAlias = Annotated[str, Field(pattern=r"^(store|source):[a-z0-9][a-z0-9._-]{0,63}$")]
+"""What a breaker guards: `store:NAME` or `source:NAME`."""
+
+
+class BreakerOpened(Message):
+    """More would have been erased in an hour than the caps allow. What touches this scope waits for a person."""
+
+    type: Literal["expunge.proof.breaker-opened.v1"] = "expunge.proof.breaker-opened.v1"
+    scope: BreakerScope
+    counted: Count
+    cap: Count
+    at: Time
+
+
+class BreakerClosed(Message):
+    """A person has looked, and what waited goes on."""
+
+    type: Literal["expunge.proof.breaker-closed.v1"] = "expunge.proof.breaker-closed.v1"
+    scope: BreakerScope
+    at: Time
+
+
 class SealedStatement(Message):
     """Where one statement is in the log."""
 
@@ -366,6 +388,8 @@ Event: TypeAlias = Annotated[
     RequestRejected
     | RequestAccepted
     | ApprovalAwaited
+    | BreakerOpened
+    | BreakerClosed
     | ProofSealed
     | CertificateIssued
     | RequestCompleted
@@ -444,12 +468,20 @@ def partition_key(event: Event) -> str | None:
             return event.job_id
         case ProofSealed():
             return event.origin
-        case DeadLettered():
-            return event.topic
-        case AuditPassed() | AuditFailed():
-            return "audit"
+        case BreakerOpened() | BreakerClosed() | DeadLettered() | AuditPassed() | AuditFailed():
+            return _of_the_deployment(event)
         case _:
             assert_never(event)
+
+
+def _of_the_deployment(event: BreakerOpened | BreakerClosed | DeadLettered | AuditPassed | AuditFailed) -> str:
+    match event:
+        case BreakerOpened() | BreakerClosed():
+            return event.scope
+        case DeadLettered():
+            return event.topic
+        case _:
+            return "audit"
 
 
 def to_cloudevent(event: Event, event_id: str, source: str) -> CloudEvent:

@@ -39,7 +39,7 @@ MOVES: Final = {
         RequestState.CANCELLED,
         RequestState.VOID,
     },
-    RequestState.DATA_CERTIFIED: {RequestState.COMPLETED},
+    RequestState.DATA_CERTIFIED: {RequestState.COMPLETED, RequestState.ACCEPTED},  # accepted: its block is over
 }
 """The only moves."""
 

@@ -25,7 +25,9 @@ class Policy:
     different people approve; `approval_time`: an unapproved scope is void after this; `attempts`: erase attempts before
     an artifact is failed; `max_taint_age`: how long a tainted model may serve (ARCHITECTURE.md section 6);
     `witness_quorum`, `timestamped`: what a checkpoint over an order's scope must have before anything is erased (none: 0);
-    `witness_wait`: how long a person's scope waits for the same, from its sealing, before it goes ahead and says so.
+    `witness_wait`: how long a person's scope waits for the same, from its sealing, before it goes ahead and says so;
+    `breaker_artifacts`: most artifacts of a store, and images of a source, that an hour may take without approval;
+    `breaker_share`: of a source's images the same, but `breaker_floor` at least.
     """
 
     version: str = "1"
@@ -41,6 +43,9 @@ class Policy:
     witness_quorum: int = 0
     timestamped: bool = False
     witness_wait: timedelta = timedelta(seconds=2)
+    breaker_artifacts: int = 1_000_000
+    breaker_share: float = 0.5
+    breaker_floor: int = 10_000
 
     def due(self, request: Request, accepted: datetime) -> datetime:
         """When the data provision must be closed."""

@@ -21,6 +21,7 @@ import numpy as np
 from pyroaring import BitMap64
 
 from expunge import metrics
+from expunge.breaker import Asking, Breaker
 from expunge.crashing import crash_point
 from expunge.domain import events, statement, topics
 from expunge.domain.errors import Rejected
@@ -66,6 +67,7 @@ class Dispatch:
         self._clock = clock
         self._policy = policy
         self._rewrites_unit = rewrites_unit
+        self._breaker = Breaker(policy)
 
     async def published(self, size: int, tx: Tx) -> int:
         """Order the first step of every sweep whose scope the checkpoint of `size` covers; how many sweeps that is.
@@ -74,10 +76,12 @@ class Dispatch:
         at = self._clock()
         attested, cosigned = await self._attested(size, tx)
         go, ask, alone = [], [], []
-        for sweep_id, kind, state, digest, images, trees, scope_index, sealed_at, approved in await tx.fetch(
+        people: list[Asking] = []
+        for sweep_id, kind, state, digest, images, trees, scope_index, sealed_at, approved, ordinals in await tx.fetch(
             "dispatch_publishable", size=size
         ):
             if kind == "people":
+                people.append(_asking(sweep_id, scope_index, _trees(trees), ordinals))
                 if scope_index < attested:
                     go.append(sweep_id)
                 elif at - sealed_at >= self._policy.witness_wait:
@@ -88,6 +92,10 @@ class Dispatch:
             elif state == SweepState.SEALED:
                 ask.append((sweep_id, digest, images, trees))
         go += [one[0] for one in alone]
+        through = {*await self._breaker.let_through(tx, [one for one in people if one.sweep_id in go], at)}
+        held = {one.sweep_id for one in people} - through
+        go = [one for one in go if one not in held]
+        alone = [one for one in alone if one[0] not in held]
         for sweep_id, digest, images, trees in ask:
             ((request_id,),) = await tx.fetch("dispatch_request_of", sweep_id=sweep_id)
             counts = tuple(
@@ -230,6 +238,9 @@ class Dispatch:
 
     async def redrive(self, tx: Tx, *, age: float) -> int:
         """Order again what has not moved for `age` seconds, and what was to wait until now; how many runs."""
+        ((released,),) = await tx.fetch("breaker_released")
+        if released:
+            await self.newly_attested(tx)
         runs: list[Run] = [*await tx.fetch("dispatch_due")]
         stalled: list[Run] = [*await tx.fetch("dispatch_stalled", age=age)]
         runs += [run for run in stalled if run not in runs]
@@ -259,8 +270,10 @@ class Dispatch:
         return len(rows) + await self._wake(tx, at)
 
     async def _wake(self, tx: Tx, at: datetime) -> int:
-        """Requests whose hold was released or ran out, back to where plan finds them."""
+        """Requests whose hold was released or ran out, or whose artifacts a store blocks no more, back to where plan
+        finds them."""
         woken = await tx.execute("dispatch_wake_people", at=at)
+        woken += await tx.execute("dispatch_wake_blocked", at=at)
         orders = await tx.fetch("dispatch_held_orders")
         if not orders:
             return woken
@@ -306,6 +319,13 @@ def topic_of_work(step: Step, kind: Kind) -> Topic:
     if step in {Step.PRESENCE, Step.ABSENCE}:
         return topics.RESCAN
     return topics.INVALIDATE if kind is Kind.EMBEDDING else topics.PURGE
+
+
+def _asking(sweep_id: UUID, scope_index: int, trees: Sequence[Mapping[str, Any]], ordinals: bytes) -> Asking:
+    stores: dict[str, int] = {}
+    for tree in trees:
+        stores[tree["store"]] = stores.get(tree["store"], 0) + int(tree["leaves"])
+    return Asking(sweep_id, scope_index, stores, bytes(ordinals))
 
 
 def _run(event: events.WorkDone) -> Run:

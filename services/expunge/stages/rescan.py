@@ -19,6 +19,7 @@ import numpy as np
 import structlog
 
 from expunge.chunks import orders as work_orders
+from expunge.chunks.circuits import Circuits
 from expunge.chunks.orders import Claim, Finding, Inbox, Past, Recorded, Refusal, Row, merged, unfinished, verified
 from expunge.chunks.units import Doing, UnitWork, around_hostile, call_all, gather
 from expunge.crashing import crash_point
@@ -106,6 +107,7 @@ class Rescan:
         self._scan_files = scan_files
         self._inline_leaves = inline_leaves
         self._threads = threads
+        self._circuits = Circuits(WORKER)
 
     async def act(self, deliveries: Sequence[Delivery]) -> Examined:
         """Look."""
@@ -255,7 +257,7 @@ class Rescan:
                 for locator, one in zip(locators, cuts, strict=True)
             }
 
-        await call_all(works, cut, self._threads)
+        await call_all(works, self._circuits.guarded(cut), self._threads)
         found: dict[Doing, list[Needle]] = {doing: [] for doing in sampled}
         for work in works:
             for part in work.parts:
@@ -329,7 +331,7 @@ class Rescan:
             found = self._readers[work.store].scan(work.unit, list(every))
             counts[work.store, work.unit] = dict(zip(every, found, strict=True))
 
-        await call_all(works, scan, self._threads)
+        await call_all(works, self._circuits.guarded(scan), self._threads)
         looked: dict[Doing, tuple[set[int], set[int], set[int]]] = {doing: (set(), set(), set()) for doing in asked}
         for work in works:
             for part in work.parts:
@@ -378,7 +380,7 @@ class Rescan:
             said = around_hostile(locators, lambda some: reader.probe(work.unit, some).astype(np.uint8), _UNREADABLE)
             work.spread(locators, said)
 
-        await call_all(works, probe, self._threads)
+        await call_all(works, self._circuits.guarded(probe), self._threads)
         seen = {doing: np.zeros(len(doing.cover), np.uint8) for doing in doings}
         for work in works:
             for n, part in enumerate(work.parts):

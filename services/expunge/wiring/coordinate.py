@@ -189,6 +189,7 @@ async def set_gauges(tx: Tx) -> None:
         (metrics.RETRIES, "gauge_retries"),
         (metrics.DEAD_LETTERS, "gauge_dead_letters"),
         (metrics.OLDEST_OPEN_SECONDS, "gauge_oldest"),
+        (metrics.BREAKERS_OPEN, "gauge_breakers"),
     ):
         family.clear()
         for *labels, value in await tx.fetch(query):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from threading import RLock
 from typing import Final
 from urllib.parse import urlsplit
@@ -33,11 +34,13 @@ class Unit:
 @dataclass(slots=True)
 class Space:
     """The artifacts, and what goes wrong: the next `failures` calls raise `Retryable`; `blocked` artifacts cannot be
-    erased; a `lying` store says GONE and keeps the bytes; `on_call` runs first in each call (to be slow, to count)."""
+    erased (until `blocked_until`, where that is said); a `lying` store says GONE and keeps the bytes; `on_call` runs first
+    in each call (to be slow, to count)."""
 
     units: dict[str, Unit] = field(default_factory=dict)
     failures: int = 0
     blocked: set[tuple[str, str]] = field(default_factory=set)
+    blocked_until: datetime | None = None
     lying: bool = False
     on_call: Callable[[str], None] = nowhere
     lock: RLock = field(default_factory=RLock)
@@ -117,7 +120,8 @@ class MemoryStore(MemoryReader):
                 if name in held.visible or name in held.hidden:
                     outcomes[index] = self._erase_one(held, unit, name)
         self._crash_point("erased")
-        return Erasure(outcomes, Level.FILE_ABSENT, "forget", ("memory of this process until reused",))
+        until = self._space.blocked_until if Outcome.BLOCKED in outcomes else None
+        return Erasure(outcomes, Level.FILE_ABSENT, "forget", ("memory of this process until reused",), until)
 
     def _erase_one(self, held: Unit, unit: str, name: str) -> Outcome:
         if (unit, name) in self._space.blocked:

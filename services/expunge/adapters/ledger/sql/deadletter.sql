@@ -1,10 +1,15 @@
 -- Dead letters: what was given up, until somebody retries or drops it.
 
 -- name: deadletter_list
-select id, worker, event_id, topic, partition, "offset", reason, at from dead_letter order by id limit %(limit)s
+select id, worker, event_id, topic, partition, "offset", reason, at, sealed from dead_letter
+where (%(worker)s::text is null or worker = %(worker)s) and (%(topic)s::text is null or topic = %(topic)s)
+  and (%(reason)s::text is null or reason = %(reason)s) and (%(id)s::bigint is null or id = %(id)s)
+order by id limit %(limit)s
 
--- name: deadletter_sealed
-select topic, partition, "offset", sealed from dead_letter where id = %(id)s
+-- The store of a work order, by its sweep and tree.
+-- name: deadletter_stores
+select t.n, s.trees -> t.tree ->> 'store'
+from unnest(%(n)s::bigint[], %(sweeps)s::uuid[], %(trees)s::integer[]) as t(n, sweep_id, tree) join sweep s using (sweep_id)
 
 -- name: deadletter_retry
 with letter as (delete from dead_letter where id = %(id)s returning *)

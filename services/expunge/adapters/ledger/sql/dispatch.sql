@@ -1,7 +1,9 @@
 -- Stage dispatch: published scopes become work, and each run of chunks goes from step to step.
 
 -- name: dispatch_publishable
-select sweep_id, class, state, scope_digest, images, trees, scope_index, sealed_at, approved_index from sweep
+select sweep_id, class, state, scope_digest, images, trees, scope_index, sealed_at, approved_index,
+       case when class = 'people' then ordinals end
+from sweep
 where (state = 'sealed' and scope_index < %(size)s)
    or (state = 'awaiting-approval' and approved_index is not null and approved_index < %(size)s)
 order by scope_index for update
@@ -107,3 +109,11 @@ where r.state = 'held' and r.subject_ref is null
 update request set state = 'accepted', sweep_id = null, leaf = null, data_result = null, data_round = null,
     moved_at = clock_timestamp()
 where request_id = any(%(ids)s::uuid[]) and state = 'held'
+
+-- Requests that were certified as blocked, whose blocks are over: to be planned again, for what is left.
+-- name: dispatch_wake_blocked
+with over as (delete from blocked b where until <= %(at)s and not exists (
+    select from request r where r.sweep_id = b.sweep_id and r.state = 'planned') returning sweep_id)
+update request r set state = 'accepted', sweep_id = null, leaf = null, data_result = null, data_round = null,
+    moved_at = clock_timestamp()
+from over where r.sweep_id = over.sweep_id and r.state = 'data-certified' and r.data_result = 'blocked'

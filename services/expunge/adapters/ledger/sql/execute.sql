@@ -70,3 +70,7 @@ select %(kind)s, o.key, o.input::jsonb, clock_timestamp() + make_interval(secs =
 from unnest(%(keys)s::text[], %(inputs)s::text[]) as o(key, input)
 on conflict (kind, key) do update set done_at = null, attempts = 0, not_before = excluded.not_before
 where task.done_at is not null
+
+-- name: execute_blocked
+insert into blocked (sweep_id, until) select * from unnest(%(sweeps)s::uuid[], %(until)s::timestamptz[])
+on conflict (sweep_id) do update set until = greatest(blocked.until, excluded.until)

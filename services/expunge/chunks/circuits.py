@@ -1,0 +1,94 @@
+"""A circuit breaker per store: one that failed over and over is left alone for a while, and others go on.
+
+Closed: calls go through. After `FAILURES` passing faults in a row it opens: calls fail at once, so that no worker hangs
+in a store's time-outs. After a rest one call goes through (half-open): if it succeeds the circuit closes, else the rest
+doubles, up to `LONGEST_REST`. What the store answers, refusals too, is a success here: it is there.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from expunge import metrics
+from expunge.domain.errors import Retryable
+
+if TYPE_CHECKING:
+    from expunge.chunks.units import UnitWork
+
+FAILURES: Final = 5
+"""Passing faults in a row that open a circuit."""
+REST_SECONDS: Final = 2.0
+LONGEST_REST: Final = 30.0
+
+
+@dataclass(slots=True)
+class _Circuit:
+    """One store's (mutable). `until`: when one call may try; 0 while closed."""
+
+    failures: int = 0
+    rest: float = REST_SECONDS
+    until: float = 0.0
+
+
+@dataclass(slots=True)
+class Circuits:
+    """Of one worker, for all its stores. Thread-safe."""
+
+    worker: str
+    now: Callable[[], float] = time.monotonic
+    _stores: dict[str, _Circuit] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def guarded(self, call: Callable[[UnitWork], None]) -> Callable[[UnitWork], None]:
+        """`call`, unless the store's circuit is open: then `Retryable` at once."""
+
+        def through(work: UnitWork) -> None:
+            self._enter(work.store)
+            try:
+                call(work)
+            except Retryable:
+                self._failed(work.store)
+                raise
+            except BaseException:
+                self._answered(work.store)
+                raise
+            self._answered(work.store)
+
+        return through
+
+    def open(self, store: str) -> bool:
+        """Whether calls fail at once just now."""
+        with self._lock:
+            circuit = self._stores.get(store)
+            return circuit is not None and circuit.until > self.now()
+
+    def _enter(self, store: str) -> None:
+        with self._lock:
+            circuit = self._stores.setdefault(store, _Circuit())
+            if circuit.until > self.now():
+                raise Retryable("the store failed over and over, and is left alone for a while")
+            if circuit.until:
+                circuit.until = self.now() + circuit.rest  # half-open: this call tries, others wait for it
+
+    def _failed(self, store: str) -> None:
+        with self._lock:
+            circuit = self._stores[store]
+            circuit.failures += 1
+            if circuit.failures < FAILURES:
+                return
+            if circuit.failures > FAILURES:
+                circuit.rest = min(LONGEST_REST, 2 * circuit.rest)
+            circuit.until = self.now() + circuit.rest
+        metrics.STORE_CIRCUIT_OPEN.labels(self.worker, store).set(1)
+
+    def _answered(self, store: str) -> None:
+        with self._lock:
+            circuit = self._stores[store]
+            if not circuit.failures:
+                return
+            self._stores[store] = _Circuit()
+        metrics.STORE_CIRCUIT_OPEN.labels(self.worker, store).set(0)
