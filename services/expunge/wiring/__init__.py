@@ -31,7 +31,7 @@ from expunge.domain.events import AuditPassed
 from expunge.domain.note import NoteKey
 from expunge.domain.words import Role
 from expunge.pipeline import WORKERS
-from expunge.ports import Handler, Signer, Store, TileStore
+from expunge.ports import Clock, Handler, Ledger, Signer, Store, TileStore
 from expunge.settings import Settings
 from expunge.stages.audit import Audit
 from expunge.stages.certify import Certify
@@ -70,6 +70,10 @@ GATHER_SECONDS = 1.0
 
 RECONCILE_SECONDS = 60.0
 """How often rescan looks whether the next reconciliation is due."""
+
+CLOCK_SECONDS = 5.0
+CLOCK_SKEW = timedelta(minutes=5)
+"""How often a worker compares its clock with the database's, and how far apart they may be: what requests are allowed."""
 
 Background = Callable[[], Awaitable[None]]
 
@@ -230,6 +234,7 @@ def build_worker(name: str, settings: Settings) -> HostedWorker:
 
     async def start() -> None:
         await deployment.ledger.open()
+        await check_clock(deployment.ledger, now)
         await broker.start()
         await host.recover()
         metrics.BUILD.info({"version": __version__})
@@ -254,7 +259,10 @@ def build_worker(name: str, settings: Settings) -> HostedWorker:
             await broker.stop()
             await deployment.ledger.close()
 
-    running: list[Background] = [parked, relay, closing, *(_with_host(one, host) for one in background)]
+    async def clock() -> None:
+        await keep_checking_clock(deployment.ledger)
+
+    running: list[Background] = [parked, relay, closing, clock, *(_with_host(one, host) for one in background)]
     if kinds:
 
         async def tasks() -> None:
@@ -268,6 +276,25 @@ def build_worker(name: str, settings: Settings) -> HostedWorker:
 
         running.append(tasks)
     return HostedWorker(name, host, start, running, stopping)
+
+
+async def check_clock(ledger: Ledger, clock: Clock) -> None:
+    """Raises `Misconfigured` when this machine's clock and the database's are further apart than `CLOCK_SKEW`: what
+    expires, and what is due, would be judged by a clock that nobody else has. A worker ends then, before it judges."""
+    async with ledger.transaction() as tx:
+        ((theirs,),) = await tx.fetch("database_time")
+    apart = abs(clock() - theirs)
+    if apart > CLOCK_SKEW:
+        message = f"this machine's clock and the database's are {apart.total_seconds():.0f} s apart: set them right"
+        raise Misconfigured(message)
+
+
+async def keep_checking_clock(ledger: Ledger) -> None:
+    """`check_clock` from time to time, for ever."""
+    while True:
+        await asyncio.sleep(CLOCK_SECONDS)
+        with suppress(Retryable):
+            await check_clock(ledger, now)
 
 
 async def retry_parked(host: DeliveryHost) -> None:

@@ -68,6 +68,9 @@ def os_faults() -> Iterator[None]:
 
 # --- names
 
+_ROOTS: Final[dict[str, tuple[int, int]]] = {}
+"""Device and inode of each root as this process first saw it: an unmounted disk leaves an empty directory behind."""
+
 
 def directory_of(url: str) -> str:
     """The absolute directory that a `scheme:///dir` URL names, with symbolic links resolved once, here."""
@@ -111,7 +114,15 @@ def open_directory(root: str, unit: str) -> int:
     """A descriptor of directory `unit` below `root`, no part of which may be a symbolic link. FileNotFoundError if
     it is absent."""
     parts = [] if unit == "." else _parts(unit)
-    fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError as e:
+        # Not absence: everything in it would look erased while its disk is away.
+        raise Retryable("the store's own directory is not there") from e
+    found = os.fstat(fd)
+    if _ROOTS.setdefault(root, (found.st_dev, found.st_ino)) != (found.st_dev, found.st_ino):
+        os.close(fd)
+        raise Retryable("the store's own directory is another than at first: its file system may not be mounted")
     for part in parts:
         try:
             inner = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)

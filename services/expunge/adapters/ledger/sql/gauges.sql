@@ -38,3 +38,6 @@ select count(*)::float8 from outbox
 
 -- name: ready
 select 1
+
+-- name: database_time
+select clock_timestamp()
