@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test up demo bench schemas lock clean
+.PHONY: help setup check test up demo bench faults soak schemas lock clean
 
 help:
 	@echo "make setup    the environment, from the lock file; nothing to do when up to date"
@@ -14,6 +14,8 @@ help:
 	@echo "make demo     the whole story in one run"
 	@echo "make up       everything on this machine, until Ctrl-C"
 	@echo "make bench    measurements"
+	@echo "make faults   the fault matrix on real servers, with its figures"
+	@echo "make soak     crash pairs, long faults, simulator seeds: MINUTES=30"
 	@echo "make schemas  generate schemas/ from the code"
 	@echo "make lock     resolve requirements.lock again"
 	@echo "make clean    remove what the verbs above made, the environment included"
@@ -48,6 +50,14 @@ demo: setup
 bench: setup
 	$(BIN)/python -m tests.bench
 
+faults: setup
+	$(BIN)/python -m tests.faults
+
+MINUTES ?= 30
+
+soak: setup
+	$(BIN)/python -m tests.faults.soak --minutes $(MINUTES)
+
 schemas: setup
 	$(BIN)/python -m expunge schemas
 
@@ -59,6 +69,6 @@ lock: setup
 	  --quiet --output-file requirements.lock
 
 clean:
-	rm -rf $(VENV) build dist demo-output bench-output .mypy_cache .ruff_cache .pytest_cache .import_linter_cache \
+	rm -rf $(VENV) build dist demo-output bench-output faults-output .mypy_cache .ruff_cache .pytest_cache .import_linter_cache \
 	  .hypothesis .coverage .coverage.*
 	find services tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -219,6 +219,14 @@ def once_each(points: Sequence[Point]) -> list[Point]:
     return list(found.values())
 
 
+def once_by_name(points: Sequence[Point]) -> list[Point]:
+    """The first of each name, by whichever worker."""
+    found: dict[str, Point] = {}
+    for one in points:
+        found.setdefault(one.name, one)
+    return list(found.values())
+
+
 def crash(lab: Lab, points: Sequence[Point], scenario: Scenario, clean: Counter[str], tally: Tally) -> None:
     """One run of a scenario in which these points kill their workers, one after another or together."""
     title = " + ".join(map(str, points))

@@ -58,7 +58,7 @@ def malformed(ground: Ground) -> Report:
         "another version": b'{"payload":"","payloadType":"application/vnd.expunge.request.v9+json","signatures":[]}'
         + SECRET,
         "nested bomb": b"[" * 200_000 + SECRET,
-        "oversized": SECRET * 30_000,
+        "oversized": SECRET * 37_000,
         "unsigned": b'{"type":"expunge.request.deletion.v1","note":"' + SECRET + b'"}',
         "empty": b"",
     }

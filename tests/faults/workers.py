@@ -97,7 +97,7 @@ def poison(ground: Ground) -> Report:
             deaths += 1
             if deaths < 3:
                 small.arm("coordinate", "delivery.held")
-            small.restart("coordinate")
+            small.restart("coordinate", ready=False)  # it may be dead again before it is ready
         return len(small.letters()) > letters
 
     eventually(lambda: dead_letter() or None, "the message in quarantine", 120)
