@@ -493,6 +493,11 @@ class Small:
             self.embedded.wait_ready(base, instance or "0")
         return time.monotonic() - began
 
+    def restart_killed(self, worker: str) -> float:
+        """SIGKILL, and a new life; seconds until it is ready."""
+        self.embedded.kill_worker(worker)
+        return self.restart(worker)
+
     def let_leases_end(self) -> None:
         """As if the time of every lease had passed."""
         self.sql("update task set lease_until = clock_timestamp() where done_at is null")

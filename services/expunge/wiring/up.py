@@ -60,6 +60,9 @@ class _Lives:
 class Embedded:
     """Servers and workers of one embedded deployment. Use as a context manager, or `start` and `stop`."""
 
+    replication = 1
+    """Copies of each topic's partitions."""
+
     def __init__(
         self, directory: Path, *, audience: str, issuer: str = "", stores: Mapping[str, str] | None = None,
         workers: Sequence[str] = tuple(WORKERS), durable: bool = True, overrides: Mapping[str, Any] | None = None,
@@ -95,7 +98,7 @@ class Embedded:
         """PostgreSQL and Kafka, at once; schema, topics, keys."""
         self.directory.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(2) as pool:
-            kafka = pool.submit(EmbeddedKafka.start, self.directory / "kafka")
+            kafka = pool.submit(self.start_kafka, self.directory / "kafka")
             try:
                 self.postgres = EmbeddedPostgres.start(self.directory / "postgres", durable=self._durable)
                 progress("PostgreSQL is up")
@@ -104,7 +107,7 @@ class Embedded:
         progress("Kafka is up")
         dsn = self.postgres.create_database("expunge")
         migrate(dsn)
-        create_topics(self.kafka.bootstrap, replication=1)
+        create_topics(self.kafka.bootstrap, replication=self.replication)
         self.settings = Settings(
             database=dsn,
             kafka=self.kafka.bootstrap,
@@ -114,6 +117,10 @@ class Embedded:
             stores=self._stores,
             **self._overrides,
         )
+
+    def start_kafka(self, directory: Path) -> EmbeddedKafka:
+        """One broker of the default version. Tests put other brokers here."""
+        return EmbeddedKafka.start(directory)
 
     def use_stores(self, stores: Mapping[str, str]) -> None:
         """Set the stores before workers start."""
