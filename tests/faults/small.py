@@ -32,7 +32,6 @@ from psycopg import sql
 from expunge.adapters.stores.faiss import FaissStore, faiss
 from expunge.adapters.stores.pgvector import open_store as open_pgvector
 from expunge.adapters.stores.webdataset import WebDatasetStore
-from expunge.client import Publisher
 from expunge.crashing import VARIABLE
 from expunge.demo.proofs import Proofs
 from expunge.domain import dsse, events, lineage, verification
@@ -41,6 +40,7 @@ from expunge.domain.words import Grade, Kind, Provision, Remedy, Role
 from expunge.pipeline import WORKERS
 from expunge.readside import Reader, reader, replay_into, trusted
 from expunge.wiring.up import Embedded, register_key
+from tests.faults.told import Told, ToldPublisher
 
 T = TypeVar("T")
 
@@ -99,9 +99,9 @@ class Small:
     def __init__(
         self, root: Path, *, people: int = 0, workers: Sequence[str] = tuple(WORKERS), armed: bool = True,
         overrides: dict[str, Any] | None = None, settings: dict[str, dict[str, str]] | None = None,
-        embedded: type[Embedded] = Embedded, durable: bool = False,
+        embedded: type[Embedded] = Embedded, durable: bool = False, history: Path | None = None,
     ) -> None:  # fmt: skip
-        """`armed`: workers watch crash files. `settings`: variables of single workers, by name."""
+        """`armed`: workers watch crash files. `settings`: variables of single workers, by name. `history`: a file."""
         self.root = root
         self.product = root / "product"
         self._people = people
@@ -113,8 +113,9 @@ class Small:
             overrides={"audit_seconds": 5.0, "reconcile_hours": 0, **(overrides or {})}, variables=self._variables,
         )  # fmt: skip
         self._numbers = random.Random(1)
-        self.publisher: Publisher
-        self.approvers: list[Publisher] = []
+        self.told = Told(history, "faults") if history else None
+        self.publisher: ToldPublisher
+        self.approvers: list[ToldPublisher] = []
         self.proofs: Proofs
 
     # up and down
@@ -136,8 +137,14 @@ class Small:
             register_key(self.dsn, role=role.value, name=name, public=public.raw, key_id=public.key_id)
         self.embedded.start_workers()
         kafka = self.kafka
-        self.publisher = Publisher(kafka, key_of("backend"), AUDIENCE, "backend")
-        self.approvers = [Publisher(kafka, key_of(name), AUDIENCE, name) for name in ("ann", "bob")]
+        self.publisher, *self.approvers = (
+            ToldPublisher(kafka, key_of(name), AUDIENCE, name) for name in ("backend", "ann", "bob")
+        )
+        if self.told is not None:
+            for one, name in zip((self.publisher, *self.approvers), ("backend", "ann", "bob"), strict=True):
+                one.tell(self.told.recorder, name)
+            key = self.embedded.deployment.signers.log_key().public.raw
+            self.told.trust(asyncio.run(trusted(self.embedded.deployment)), key)
         self.proofs = Proofs(kafka)
         self.publisher.lineage(
             lineage.SourceRegistered(
@@ -206,6 +213,7 @@ class Small:
         self.registered += count
         images = [(person, number) for person in people for number in range(PHOTOS)]
         content = {one: self._numbers.randbytes(600) for one in images}
+        told = self._tell(images, people.start)
         for person in people:
             for number in range(PHOTOS):
                 (self.product / "photos" / SOURCE / f"{name(person, number)}.jpg").write_bytes(content[person, number])
@@ -230,7 +238,22 @@ class Small:
             last = people[-1]
             query = "select count(*) from image_subject where subject_ref = %s"
             eventually(lambda: self.one(query, subject(last)) == PHOTOS, "the people to be registered")
+            if self.told is not None:
+                self.told.recorder.registered(told)
         return people
+
+    def _tell(self, images: Sequence[tuple[int, int]], first: int) -> list[str]:
+        if self.told is None:
+            return []
+        made = []
+        for one in images:
+            record = self._record(one, b"", first)
+            places = [
+                (part.kind.value, part.store, part.unit, part.locator, part.purposes) for part in record.artifacts
+            ]
+            made += self.told.image(record.key, SOURCE, record.acquired_on.isoformat(), subject(one[0]), places)
+        self.told.recorder.insert(made)
+        return made
 
     def insert(self, images: Sequence[tuple[int, int]]) -> None:
         """Vectors of these images, as the product inserts them."""
@@ -269,6 +292,8 @@ class Small:
         weights = self._numbers.randbytes(900)
         (self.product / "models" / folder / f"{version}.npz").write_bytes(weights)
         keys = tuple(name(person, number) for person in people for number in range(PHOTOS))
+        if self.told is not None:
+            self.told.model(model, folder, f"{version}.npz", keys)
         self.publisher.lineage(
             lineage.SnapshotCommitted(
                 snapshot=f"of-{folder}", purpose="training", grade=Grade.COMMITTED,
@@ -423,14 +448,18 @@ class Small:
     def letters(self) -> list[str]:
         return [row[0] for row in self.sql("select reason from dead_letter order by id")]
 
+    def bundle(self, request: str, provision: str) -> dict[str, bytes]:
+        """A certificate's bundle."""
+
+        async def ask() -> dict[str, bytes]:
+            async with reader(self.embedded.deployment) as opened:
+                return await self._certificate(opened, request, Provision(provision))
+
+        return eventually(lambda: _or_none(lambda: asyncio.run(ask())), "a checkpoint that covers the certificate")
+
     def verified(self, request: str, provision: Provision = Provision.DATA) -> Any:
         """The certificate's bundle, through the offline verifier."""
-
-        async def ask() -> Any:
-            async with reader(self.embedded.deployment) as opened:
-                return await self._certificate(opened, request, provision)
-
-        files = eventually(lambda: _or_none(lambda: asyncio.run(ask())), "a checkpoint that covers the certificate")
+        files = self.bundle(request, provision)
         report = verification.verify(files, asyncio.run(trusted(self.embedded.deployment)))
         return report.verified()
 

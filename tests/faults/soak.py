@@ -55,7 +55,7 @@ def main() -> int:
     if importlib.util.find_spec("tests.simulator") is None:
         print("NOT RUN: simulator seeds, there is no tests/simulator in this tree")
     else:
-        ran = subprocess.run([sys.executable, "-m", "tests.simulator", "--seconds", str(round(left))], check=False)
+        ran = subprocess.run([sys.executable, "-m", "tests.simulator", "--minutes", f"{left / 60:.1f}"], check=False)
         bad += ran.returncode != 0
     return 1 if bad else 0
 
