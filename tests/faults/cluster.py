@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import subprocess
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from expunge.embedded import kafka
 from expunge.embedded.kafka import EmbeddedKafka
-from expunge.embedded.process import LOOPBACK, SERVER_ENVIRONMENT, free_ports, listening
+from expunge.embedded.process import LOOPBACK, SERVER_ENVIRONMENT, ServerFailed, free_ports, listening
 from expunge.wiring.up import Embedded
 
 NODES = 3
@@ -45,10 +46,12 @@ class Node(EmbeddedKafka):
         if (self.directory / "data" / "meta.properties").exists():
             return
         command = [*self._java, "kafka.tools.StorageTool", "format"]
-        subprocess.run(
+        made = subprocess.run(
             [*command, f"--cluster-id={self.cluster}", f"--config={properties}"],
-            cwd=self.directory, env=SERVER_ENVIRONMENT, capture_output=True, check=True,
+            cwd=self.directory, env=SERVER_ENVIRONMENT, capture_output=True, text=True, check=False,
         )  # fmt: skip
+        if made.returncode:
+            raise ServerFailed(f"formatting ended with {made.returncode}: {made.stderr[-500:]}")
 
 
 class Cluster(EmbeddedKafka):
@@ -70,8 +73,7 @@ class Cluster(EmbeddedKafka):
             node = Node(folder, kafka._java(folder, jars))
             node.place(cluster, number, ports)
             made.nodes.append(node)
-        for node in made.nodes:  # none is ready before a majority is there, and each listens before that
-            node._run()
+        made._run()
         return made
 
     @property
@@ -83,9 +85,8 @@ class Cluster(EmbeddedKafka):
         return True  # a node that was killed is part of the test
 
     def _run(self) -> None:
-        for node in self.nodes:
-            if not listening(node._port):
-                node._run()
+        with ThreadPoolExecutor(NODES) as pool:  # at once: none listens before a majority is there
+            list(pool.map(Node._run, [node for node in self.nodes if not listening(node._port)]))
 
     def stop(self) -> None:
         for node in self.nodes:

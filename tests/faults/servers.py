@@ -37,6 +37,8 @@ def broker_down(ground: Ground) -> Report:
     with Beating(small):  # brings the broker back, and workers that gave up meanwhile
         certified(small, before, report)
         caught_up = time.monotonic() - began
+        with suppress(Retryable):  # what timed out meanwhile is told at the next flush
+            small.publisher.flush()
         later = small.delete_all(people[15:])
         certified(small, later, report)
     everybody = small.sql("select count(*) from request where state not in ('completed', 'cancelled')")
@@ -100,7 +102,7 @@ def database_restarted(ground: Ground) -> Report:
             request = small.delete(person)
             eventually(lambda: small.stopped("coordinate") or None, "the worker about to commit")
             small.embedded.postgres.kill()
-            small.embedded.postgres._run()
+            eventually(lambda: small.embedded.postgres.running or None, "PostgreSQL to be started again")
             small.signal("coordinate", signal.SIGCONT)
             certified(small, [request], report)
             resolved += small.done(request)
