@@ -356,9 +356,15 @@ class Small:
     # looking
 
     def sql(self, query: str, *parameters: object) -> list[Any]:
-        with psycopg.connect(self.dsn, autocommit=True) as connection:
-            cursor = connection.execute(query.encode(), parameters)
-            return cursor.fetchall() if cursor.description else []
+        """While the database is being started again, once it is."""
+
+        def ask() -> list[Any] | None:
+            with suppress(psycopg.OperationalError), psycopg.connect(self.dsn, autocommit=True) as connection:
+                cursor = connection.execute(query.encode(), parameters)
+                return cursor.fetchall() if cursor.description else []
+            return None
+
+        return eventually(ask, "the database to answer")
 
     def one(self, query: str, *parameters: object) -> Any:
         rows = self.sql(query, *parameters)
