@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from uuid import uuid4
 
@@ -239,8 +239,7 @@ def build_worker(name: str, settings: Settings) -> HostedWorker:
         await host.recover()
         metrics.BUILD.info({"version": __version__})
 
-    async def parked() -> None:
-        await retry_parked(host)
+    parked = partial(retry_parked, host)
 
     async def relay() -> None:
         while True:
@@ -259,9 +258,7 @@ def build_worker(name: str, settings: Settings) -> HostedWorker:
             await broker.stop()
             await deployment.ledger.close()
 
-    async def clock() -> None:
-        await keep_checking_clock(deployment.ledger)
-
+    clock = partial(keep_checking_clock, deployment.ledger)
     running: list[Background] = [parked, relay, closing, clock, *(_with_host(one, host) for one in background)]
     if kinds:
 
