@@ -16,6 +16,7 @@ from datetime import date, datetime
 from functools import cache
 from typing import Any, Final, cast
 
+import numpy as np
 import psycopg
 from psycopg import sql
 from psycopg.adapt import Transformer
@@ -232,6 +233,8 @@ def _text(value: Any) -> bytes | None:
             return b"%d" % value
         case datetime() | date():
             return value.isoformat().encode()
+        case np.ndarray():
+            return _text(value.tolist())
         case list() | tuple():
             return b"{" + b",".join(map(_element, value)) + b"}"
         case _:
