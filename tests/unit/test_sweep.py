@@ -153,3 +153,15 @@ def test_a_tally_counts_each_request_s_leaves_by_outcome(outcomes: list[int], da
     for number, mine in enumerate(claimed):
         counted = Counter(outcomes[one] for one in mine)
         assert found[number].tolist() == [counted[code] for code in codes]
+
+
+@given(values=st.lists(st.integers(0, 9)))
+def test_distinct_numbers_ascend(values: list[int]) -> None:
+    assert sweep.distinct(np.array(values, np.int64)).tolist() == sorted(set(values))
+
+
+@given(
+    values=st.lists(st.binary(min_size=32, max_size=32) | st.sampled_from([bytes(32), b"\1" * 32, b"\1" * 31 + b"\0"]))
+)
+def test_distinct_digests_ascend_and_none_is_left_out(values: list[bytes]) -> None:
+    assert sweep.distinct_digests(b"".join(values)) == b"".join(sorted(set(values) - {bytes(32)}))

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 UNSETTLED: Final = (Outcome.OPEN, Outcome.BLOCKED, Outcome.PRESENT)
 """Outcomes after which a later attempt covers the leaf again."""
 
+_IS_UNSETTLED: Final = np.isin(np.arange(256), UNSETTLED)
+
 DEFER_SECONDS: Final = 1.0
 """How long what met with trouble waits at first."""
 
@@ -264,12 +266,12 @@ def standing(past: Iterable[Past], leaves: int) -> Outcomes:
 def covered(past: Sequence[Past], step: Step, leaves: int) -> NDArray[np.bool_]:
     """The leaves that the next attempt of `step` covers."""
     state = standing(past, leaves) if step is Step.ERASE else merged(past, step, leaves)
-    return np.isin(state, UNSETTLED)
+    return _IS_UNSETTLED[state]
 
 
 def unfinished(outcomes: Outcomes) -> bool:
     """Whether some covered leaf is open, blocked, failed, or was found again."""
-    return bool(np.isin(outcomes, (*UNSETTLED, Outcome.FAILED)).any())
+    return bool((_IS_UNSETTLED[outcomes] | (outcomes == Outcome.FAILED)).any())
 
 
 def erased(answered: Outcomes, presence: Outcomes) -> Outcomes:

@@ -29,6 +29,17 @@ def plain(prefix: int, data: Flat, size: int) -> bytes:
     return b"".join([b"".join([sha256(first + one).digest() for (one,) in block]) for block in blocks])
 
 
+def plain_after(head: bytes, data: Flat, size: int) -> bytes:
+    """SHA-256(head || piece) of each `size` bytes of the data, which is whole pieces; `head` is hashed once."""
+    begun, view = sha256(head).copy, memoryview(data)
+    found = []
+    for (piece,) in iter_unpack(f"{size}s", view):
+        one = begun()
+        one.update(piece)
+        found.append(one.digest())
+    return b"".join(found)
+
+
 def native() -> Hasher | None:
     """The fast way, where it is installed and works."""
     try:
@@ -50,16 +61,31 @@ class Hashing:
     def __call__(self, prefix: int, data: Flat, size: int) -> bytes:
         """A `Hasher`."""
         count = len(data) // size
-        if count < _CALL_FROM:
-            return plain(prefix, data, size)
+        return ((self._fast(count) if count >= _CALL_FROM else None) or plain)(prefix, data, size)
+
+    def after(self, head: bytes, data: Flat, size: int) -> bytes:
+        """As `plain_after`."""
+        count = len(data) // size
+        if count < _CALL_FROM or self._fast(count) is None:
+            return plain_after(head, data, size)
+        return import_module("expunge.domain.native").hashes_after(head, data, size)  # type: ignore[no-any-return]
+
+    def prepare(self) -> None:
+        """Load the fast way now: a process that will need it should not pay in the middle of its first large piece."""
+        self._fast(self._left + 1)
+
+    def _fast(self, count: int) -> Hasher | None:
         if not self._loaded:
             self._left -= count  # threads may lose each other's counts: it loads a little later then
             if self._left > 0:
-                return plain(prefix, data, size)
+                return None
             with self._loading:
                 if not self._loaded:
                     self._native, self._loaded = self._load(), True
-        return (self._native or plain)(prefix, data, size)
+        return self._native
 
 
-hashes: Hasher = Hashing()
+_HASHING: Final = Hashing()
+hashes: Hasher = _HASHING
+after: Final = _HASHING.after
+prepare: Final = _HASHING.prepare

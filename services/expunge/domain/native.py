@@ -51,29 +51,53 @@ def _hash(data: _Bytes, size: int, prefix: int, hashes: _Bytes) -> None:
         _final(target + number * 32, at)
 
 
-def _compiled() -> Callable[[_Bytes, int, int, _Bytes], None]:
-    given = numba.types.Array(numba.types.uint8, 1, "C", readonly=True)
-    signature = numba.types.void(given, numba.types.intp, numba.types.uint8, given)
-    compiled: Callable[[_Bytes, int, int, _Bytes], None]
+def _hash_after(head: _Bytes, data: _Bytes, size: int, hashes: _Bytes) -> None:
+    begun = np.empty(_CONTEXT_BYTES // 8, np.uint64)
+    context = np.empty(_CONTEXT_BYTES // 8, np.uint64)
+    _init(begun.ctypes.data)
+    _update(begun.ctypes.data, head.ctypes.data, len(head))
+    at, source, target = context.ctypes.data, data.ctypes.data, hashes.ctypes.data
+    for number in range(len(hashes) // 32):
+        for word in range(len(context)):
+            context[word] = begun[word]
+        _update(at, source + number * size, size)
+        _final(target + number * 32, at)
+
+
+def _compiled(function: Callable[..., None], *given: object) -> Callable[..., None]:
+    signature = numba.types.void(*given)
     try:
-        compiled = numba.njit([signature], cache=True, nogil=True)(_hash)
+        return numba.njit([signature], cache=True, nogil=True)(function)  # type: ignore[no-any-return]
     except RuntimeError:  # nowhere to keep it
-        compiled = numba.njit([signature], nogil=True)(_hash)
-    return compiled
+        return numba.njit([signature], nogil=True)(function)  # type: ignore[no-any-return]
 
 
-_run = _compiled()
+_GIVEN: Final = numba.types.Array(numba.types.uint8, 1, "C", readonly=True)
+_run = _compiled(_hash, _GIVEN, numba.types.intp, numba.types.uint8, _GIVEN)
+_run_after = _compiled(_hash_after, _GIVEN, _GIVEN, numba.types.intp, _GIVEN)
 
 
 def hashes(prefix: int, data: bytes | bytearray | memoryview, size: int) -> bytes:
     """SHA-256(prefix || piece) of each `size` bytes of `data`, 32 bytes each."""
     made = bytes(len(data) // size * 32)
     if made:
-        pieces = np.frombuffer(data, np.uint8)
-        pieces.flags.writeable = False
         # Written in place, as C code may do with a bytes object that nobody else has yet: a copy would cost a tenth.
-        _run(pieces, size, prefix, np.frombuffer(made, np.uint8))
+        _run(_read_only(data), size, prefix, np.frombuffer(made, np.uint8))
     return made
+
+
+def hashes_after(head: bytes, data: bytes | bytearray | memoryview, size: int) -> bytes:
+    """SHA-256(head || piece) of each `size` bytes of `data`, 32 bytes each; `head` is hashed once."""
+    made = bytes(len(data) // size * 32)
+    if made:
+        _run_after(_read_only(head), _read_only(data), size, np.frombuffer(made, np.uint8))
+    return made
+
+
+def _read_only(data: bytes | bytearray | memoryview) -> _Bytes:
+    pieces = np.frombuffer(data, np.uint8)
+    pieces.flags.writeable = False
+    return pieces
 
 
 def _check() -> None:
@@ -82,6 +106,10 @@ def _check() -> None:
         data = data[: len(data) // size * size]
         expected = [sha256(b"\x01" + data[at : at + size]).digest() for at in range(0, len(data), size)]
         if hashes(1, data, size) != b"".join(expected):
+            raise ImportError("expected the hashes of hashlib, got others")
+        if hashes_after(b"\x01" * 65, data, size) != b"".join(
+            sha256(b"\x01" * 65 + data[at : at + size]).digest() for at in range(0, len(data), size)
+        ):
             raise ImportError("expected the hashes of hashlib, got others")
 
 

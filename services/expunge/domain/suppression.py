@@ -15,6 +15,9 @@ from enum import IntEnum
 from hashlib import sha256
 from typing import Final, Literal, TypeAlias
 
+import numpy as np
+
+from expunge.domain import hashing
 from expunge.domain.errors import Tampered
 
 Field: TypeAlias = Literal["subject", "locator", "digest"]
@@ -79,15 +82,8 @@ def macs(key: bytes, field: Field, purpose: str, values: bytes, size: int) -> by
     if size <= 0 or len(values) % size:
         raise ValueError(f"expected whole values of {size} bytes, got {len(values)} bytes")
     padded = key.ljust(_SHA_256_BLOCK, b"\0")
-    inner = sha256(padded.translate(_INNER) + _prefix(key, field, purpose)).copy
-    outer = sha256(padded.translate(_OUTER)).copy
-    found = []
-    for (value,) in struct.iter_unpack(f"{size}s", values):
-        within, around = inner(), outer()
-        within.update(value)
-        around.update(within.digest())
-        found.append(around.digest())
-    return b"".join(found)
+    within = hashing.after(padded.translate(_INNER) + _prefix(key, field, purpose), values, size)
+    return hashing.after(padded.translate(_OUTER), within, MAC_BYTES)
 
 
 def encode(records: Iterable[Record]) -> bytes:
@@ -101,8 +97,15 @@ def encode_many(field: Field, action: Action, purpose: bytes, macs: bytes) -> by
     if len(macs) % MAC_BYTES:
         raise ValueError(f"expected whole MACs of {MAC_BYTES} bytes, got {len(macs)} bytes")
     head = encode([Record(field, action, purpose, bytes(MAC_BYTES))])[: _BODY.size - MAC_BYTES]
-    bodies = [head + value for (value,) in struct.iter_unpack(f"{MAC_BYTES}s", macs)]
-    return b"".join([part for body in bodies for part in (body, _checksum(body))])
+    count = len(macs) // MAC_BYTES
+    sums = hashing.after(head, macs, MAC_BYTES)
+    made = np.empty((count, RECORD_BYTES), np.uint8)
+    made[:, : len(head)] = np.frombuffer(head, np.uint8)
+    made[:, len(head) : _BODY.size] = np.frombuffer(macs, np.uint8).reshape(count, MAC_BYTES)
+    made[:, _BODY.size :] = np.frombuffer(sums, np.uint8).reshape(count, sha256().digest_size)[
+        :, : RECORD_BYTES - _BODY.size
+    ]
+    return made.tobytes()
 
 
 def decode(data: bytes) -> tuple[list[Record], int]:

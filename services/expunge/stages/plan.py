@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import struct
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -30,7 +29,7 @@ from expunge.chunks.spool import Spool
 from expunge.crashing import crash_point
 from expunge.domain import certificate, merkle, scopefile, statement, suppression
 from expunge.domain import sweep as sweeps
-from expunge.domain.leaf import LEAF_BYTES, NO_DIGEST, derive_key, nonces, pack_leaves
+from expunge.domain.leaf import LEAF_BYTES, derive_key, nonces, pack_leaves
 from expunge.domain.limits import CHUNK_LEAVES
 from expunge.domain.policy import Policy
 from expunge.domain.request import ByList, ByPeriod, BySource, BySuppressed, OrderIssued, parse_request
@@ -475,8 +474,7 @@ class Plan:
 
     def _remember(self, digests: bytes) -> bytes:
         """Journal that these are suppressed; their MACs."""
-        distinct = sorted({one for (one,) in struct.iter_unpack("32s", digests)} - {NO_DIGEST})
-        macs = suppression.macs(self._journal.key, "digest", "*", b"".join(distinct), 32)
+        macs = suppression.macs(self._journal.key, "digest", "*", sweeps.distinct_digests(digests), 32)
         everything = suppression.purpose_digest("*")
         self._journal.append(suppression.encode_many("digest", suppression.Action.ADD, everything, macs))
         return macs
@@ -560,7 +558,7 @@ class Built:
 
 async def _artifacts(tx: Tx, ordinals: I64) -> AsyncIterator[Page]:
     """What people's images have, all at once."""
-    for row in await tx.fetch("plan_artifacts", ordinals=np.unique(ordinals), page=PAGE_LEAVES):
+    for row in await tx.fetch("plan_artifacts", ordinals=sweeps.distinct(ordinals), page=PAGE_LEAVES):
         yield Page.of_row(row)
 
 
@@ -605,8 +603,8 @@ def _build(claimed: Claimed, whole: sweeps.Claims, forest: Forest, purposes: Map
         claim_columns=columns,
         request_tree=merkle.Tree(request_hashes),
         request_hashes=request_hashes,
-        images=np.unique(claimed.requests.ordinal),
-        photos=np.unique(np.concatenate(forest.photos)),
+        images=sweeps.distinct(claimed.requests.ordinal),
+        photos=sweeps.distinct(np.concatenate(forest.photos)),
         image_digests=b"".join(forest.digests),
         handles_root=handles,
     )

@@ -42,10 +42,9 @@ _SCAN_CHUNK: Final = 1 << 20
 """Bytes looked at together: they and what is worked out from them stay in the cache (measured, three times as fast)."""
 _FEW_NEEDLES: Final = 4
 _WORD: Final = 4
-_ANCHORED: Final = 2 * _WORD - 1
-"""Bytes that hold an aligned word wherever they lie."""
-_SPREAD: Final = np.uint32(2_654_435_761)
-"""Knuth's multiplier: the high bits of a product depend on all of the word."""
+_LONG_WORD: Final = 8
+_SPREAD: Final = {_WORD: np.uint32(2_654_435_761), _LONG_WORD: np.uint64(11_400_714_819_323_198_485)}
+"""Knuth's multiplier, 2**32 or 2**64 over the golden ratio: the high bits of a product depend on all of the word."""
 
 
 def nowhere(step: str) -> None:
@@ -170,8 +169,11 @@ def count_needles(paths: Iterable[str], needles: Sequence[bytes]) -> list[int]:
         raise Rejected("short-needle", "expected needles of 12 bytes or more")
     counts = dict.fromkeys(needles, 0)
     if counts:
-        few = len(counts) <= _FEW_NEEDLES or min(map(len, counts)) < _ANCHORED
-        count = _count_each(counts) if few else _count_by_anchor(counts)
+        shortest = min(map(len, counts))
+        # An aligned word is in every needle of twice its bytes less one, wherever it lies.
+        word = next((size for size in (_LONG_WORD, _WORD) if shortest >= 2 * size - 1), None)
+        few = len(counts) <= _FEW_NEEDLES or word is None
+        count = _count_each(counts) if few else _count_by_anchor(counts, word or _WORD)
         keep = max(map(len, counts)) - 1
         for path in paths:
             with suppress(FileNotFoundError):
@@ -202,26 +204,29 @@ def _count_each(counts: dict[bytes, int]) -> Callable[[bytes, int], None]:
     return count
 
 
-def _count_by_anchor(counts: dict[bytes, int]) -> Callable[[bytes, int], None]:
-    """Four anchors (words of four bytes) per needle, one for each place that it can have relative to the data's aligned
-    words: only these are looked at, in a table of one byte per hash."""
+def _count_by_anchor(counts: dict[bytes, int], size: int) -> Callable[[bytes, int], None]:
+    """`size` anchors (words of `size` bytes) per needle, one for each place that it can have relative to the data's
+    aligned words: only these are looked at, in a table of one byte per hash."""
     by_anchor: dict[int, list[tuple[int, bytes]]] = {}
     for needle in counts:
-        for place in range(_WORD):
+        for place in range(size):
             # the least ordinary word: padding and exponents repeat, the rest hardly does
-            words = range(place, len(needle) - _WORD + 1, _WORD)
-            at = max(words, key=lambda i: len(set(needle[i : i + _WORD]) - {0, 255}))
-            by_anchor.setdefault(int.from_bytes(needle[at : at + _WORD], "little"), []).append((at, needle))
-    anchors = np.array(list(by_anchor), dtype=np.uint32)
-    bits = min(max((len(anchors) << 8).bit_length(), 20), 22)  # few false alarms, and it stays in the cache
-    shift = np.uint32(32 - bits)
+            words = range(place, len(needle) - size + 1, size)
+            at = max(words, key=lambda i: len(set(needle[i : i + size]) - {0, 255}))
+            by_anchor.setdefault(int.from_bytes(needle[at : at + size], "little"), []).append((at, needle))
+    kind, spread = np.dtype(f"<u{size}"), _SPREAD[size]
+    anchors = np.array(list(by_anchor), dtype=kind)
+    bits = min(max((len(anchors) << 6).bit_length(), 18), 20)  # few false alarms, and it stays in the cache
+    shift = kind.type(8 * size - bits)
     table = np.zeros(1 << bits, dtype=np.bool_)
-    table[(anchors * _SPREAD) >> shift] = True
+    table[(anchors * spread) >> shift] = True
 
     def count(data: bytes, tail: int) -> None:
-        words = np.frombuffer(data, dtype="<u4", count=len(data) // _WORD)
-        near = np.flatnonzero(table[(words * _SPREAD) >> shift])
-        for position, word in zip((near * _WORD).tolist(), words[near].tolist(), strict=True):
+        words = np.frombuffer(data, dtype=kind, count=len(data) // size)
+        hashes = words * spread
+        hashes >>= shift
+        near = np.flatnonzero(table.take(hashes.view(f"<i{size}")))
+        for position, word in zip((near * size).tolist(), words[near].tolist(), strict=True):
             for at, needle in by_anchor.get(word, ()):
                 start = position - at
                 if start >= 0 and start + len(needle) > tail and data.startswith(needle, start):

@@ -8,10 +8,11 @@ are for the product: `search` leaves hidden vectors out.
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from threading import Lock
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import faiss as untyped_faiss
 import numpy as np
@@ -50,6 +51,8 @@ _NEEDLE_BYTES: Final = 16
 _BITMAP_IDS: Final = 1 << 26
 """A bitmap selector is the fastest; above this largest id (8 MiB of bitmap) a hashed set is smaller."""
 _SEARCHED: Final = 8
+_FLAT: Final = struct.Struct("<4siq16s?i4siq16s?iQ")
+_FLAT_HEAD: Final = _FLAT.size
 _MAPPED: Final = getattr(faiss, "IO_FLAG_MMAP_IFC", 0)
 """Since faiss 1.11; before it the file is read."""
 
@@ -74,7 +77,7 @@ class Index:
 
     def vectors(self, ids: Ids) -> Vectors:
         """The stored floats of those of `ids` that are there, in storage order."""
-        at = np.flatnonzero(np.isin(self.ids(), ids))
+        at = _places(self.ids(), ids)
         if self.flat:
             flat = faiss.downcast_index(self.faiss.index)
             stored = faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * flat.d).reshape(flat.ntotal, flat.d)
@@ -93,6 +96,44 @@ class Index:
         return np.asarray(self.faiss.quantizer.reconstruct_n(0, self.faiss.nlist), dtype=np.float32)
 
 
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What a reader needs of a unit: `held`, the ids in storage order, and the stored floats at some places of them.
+
+    A Flat index under an id map keeps its ids and vectors where its head says, so they are read from there, and the
+    rest of what may be gigabytes is not. Any other file is read by the library.
+    """
+
+    held: Ids
+    vectors_at: Callable[[Ids], Vectors]
+
+    @classmethod
+    def of_flat(cls, path: str) -> Stored | None:
+        """None unless the file is a Flat index under an id map, of just the size that its head leads to."""
+        with open(path, "rb") as file:
+            if (layout := _flat_layout(file)) is None:
+                return None
+            dimensions, count = layout
+            file.seek(-8 * count, os.SEEK_END)
+            held = np.frombuffer(file.read(8 * count), "<i8")
+
+        def vectors_at(places: Ids) -> Vectors:
+            with open(path, "rb") as file:
+                if _flat_layout(file) != layout:
+                    raise Retryable("the index changed while it was read")
+                rows = [
+                    os.pread(file.fileno(), 4 * dimensions, _FLAT_HEAD + 4 * dimensions * at) for at in places.tolist()
+                ]
+            return np.frombuffer(b"".join(rows), "<f4").reshape(-1, dimensions)
+
+        return cls(held, vectors_at) if len(held) == count else None
+
+    @classmethod
+    def of_index(cls, index: Index) -> Stored:
+        held = index.ids()
+        return cls(held, lambda places: index.vectors(held[places]))
+
+
 class Unsupported(Rejected):
     """The file holds an index of a type that this adapter cannot erase from."""
 
@@ -107,6 +148,7 @@ class FaissReader:
         self.name = name
         self._root = root
         self._loaded: tuple[str, Contents, Index] | None = None
+        self._stored: tuple[str, Contents, Stored] | None = None
         self._loading = Lock()
 
     def search(self, unit: str, vectors: Vectors, k: int) -> tuple[Vectors, Ids]:
@@ -129,7 +171,7 @@ class FaissReader:
             hidden = _hidden_ids(file)
             if not file.exists():
                 return np.zeros(len(locators), dtype=np.bool_)
-            held = self._load(file).ids()
+            held = self._look(file).held
         return np.isin(wanted, held) & ~np.isin(wanted, hidden)
 
     def needles(self, unit: str, locators: Sequence[str]) -> list[tuple[bytes, ...]]:
@@ -139,10 +181,10 @@ class FaissReader:
         with os_faults():
             if not file.exists():
                 return [()] * len(locators)
-            index = self._load(file)
-        held = index.ids()
-        stored = index.vectors(wanted)
-        found = dict(zip(held[np.isin(held, wanted)].tolist(), (row.tobytes() for row in stored), strict=True))
+            stored = self._look(file)
+            places = _places(stored.held, wanted)
+            rows = stored.vectors_at(places)
+        found = dict(zip(stored.held[places].tolist(), (row.tobytes() for row in rows), strict=True))
         return [_needles(found.get(i, b"")) for i in wanted.tolist()]
 
     def scan(self, unit: str, needles: Sequence[bytes]) -> list[int]:
@@ -153,14 +195,27 @@ class FaissReader:
     def _file(self, unit: str) -> UnitFile:
         return UnitFile(self._root, unit, _TOKEN_CHARS)
 
+    def _look(self, file: UnitFile) -> Stored:
+        """What is in the file now; the last answer is kept."""
+        with self._loading:
+            contents = file.contents()
+            if self._stored is None or self._stored[:2] != (file.path, contents):
+                stored = Stored.of_flat(file.path)
+                if stored is None:
+                    return Stored.of_index(self._loaded_index(file, contents))
+                self._stored = (file.path, contents, stored)
+            return self._stored[2]
+
     def _load(self, file: UnitFile) -> Index:
         """The index as it is in the file now; the last one read is kept."""
         with self._loading:
-            contents = file.contents()
-            if self._loaded is None or self._loaded[:2] != (file.path, contents):
-                self._loaded = None  # two large indexes never have to fit
-                self._loaded = (file.path, contents, _read(file.path))
-            return self._loaded[2]
+            return self._loaded_index(file, file.contents())
+
+    def _loaded_index(self, file: UnitFile, contents: Contents) -> Index:
+        if self._loaded is None or self._loaded[:2] != (file.path, contents):
+            self._loaded = None  # two large indexes never have to fit
+            self._loaded = (file.path, contents, _read(file.path))
+        return self._loaded[2]
 
 
 class FaissStore(FaissReader):
@@ -204,8 +259,9 @@ class FaissStore(FaissReader):
                 return outcomes
             with file.locked():
                 hidden = _hidden_ids(file)
-                there = np.isin(wanted, self._load(file).ids()) | np.isin(wanted, hidden)
-                file.hide(_tokens(np.setdiff1d(wanted[there], hidden)))
+                known = np.isin(wanted, hidden)
+                there = np.isin(wanted, self._look(file).held) | known
+                file.hide(_tokens(wanted[there & ~known]))
                 self._crash_point("hidden")
         outcomes[there] = Outcome.GONE
         return outcomes
@@ -245,19 +301,49 @@ def open_reader(url: str, name: str) -> FaissReader:
 
 
 def _ids(locators: Sequence[str]) -> Ids:
-    for locator in locators:
-        # canonical only: "07" and "7" would be two leaves for one vector
-        if not (locator.isascii() and locator.isdigit() and str(int(locator[:20])) == locator) or int(locator) >> 63:
-            raise Rejected("hostile-locator", "expected vector ids in decimal, 0 to 2**63 - 1, without leading zeros")
-    return np.fromiter(map(int, locators), dtype=np.int64, count=len(locators))
+    # canonical only: "07" and "7" would be two leaves for one vector; checked in bulk, this runs for millions
+    try:
+        ids = np.fromiter(map(int, locators), dtype=np.int64, count=len(locators))
+    except (ValueError, OverflowError):
+        ids = np.full(len(locators), -1)
+    if (ids < 0).any() or " ".join(map(str, ids.tolist())) != " ".join(locators):
+        raise Rejected("hostile-locator", "expected vector ids in decimal, 0 to 2**63 - 1, without leading zeros")
+    return ids
 
 
 def _tokens(ids: Ids) -> list[str]:
-    return [f"{i:0{_TOKEN_CHARS}x}" for i in ids.tolist()]
+    digits = ids.astype(">i8").tobytes().hex()
+    return [digits[at : at + _TOKEN_CHARS] for at in range(0, len(digits), _TOKEN_CHARS)]
 
 
 def _hidden_ids(file: UnitFile) -> Ids:
-    return np.array([int(token, 16) for token in file.hidden()], dtype=np.int64)
+    return np.frombuffer(bytes.fromhex("".join(file.hidden())), ">i8").astype(np.int64)
+
+
+def _places(held: Ids, ids: Ids) -> Ids:
+    """Where those of `ids` that are held are."""
+    return np.flatnonzero(np.isin(held, ids))
+
+
+def _flat_layout(file: BinaryIO) -> tuple[int, int] | None:
+    """Dimensions and count, from the head of an index file as `write_index` of faiss lays it out:
+
+    "IxMp" or "IxM2" (the id map), head, "IxF2" or "IxFI" (Flat), head, number of floats (u64), floats, number of ids
+    (u64), ids. A head: dimensions (i32), vectors (i64), 16 bytes of no meaning, trained (u8), metric (i32; 0 and 1 have
+    no argument behind it). Little-endian.
+    """
+    head = file.read(_FLAT_HEAD)
+    if len(head) < _FLAT_HEAD:
+        return None
+    outer, dimensions, count, _, _, metric, inner, *same, inner_metric, floats = _FLAT.unpack(head)
+    size = _FLAT_HEAD + 4 * floats + 8 + 8 * count
+    if (
+        outer not in {b"IxMp", b"IxM2"} or inner not in {b"IxF2", b"IxFI"} or same[:2] != [dimensions, count]
+        or not {metric, inner_metric} <= {0, 1} or floats != count * dimensions
+        or os.fstat(file.fileno()).st_size != size
+    ):  # fmt: skip
+        return None
+    return dimensions, count
 
 
 def _new(dimensions: int) -> Index:
@@ -312,10 +398,11 @@ def _without(file: UnitFile, wanted: Ids) -> Callable[[str], Rewrite[Removed]]:
     def rebuild(temp: str) -> Rewrite[Removed]:
         index = _read(file.path)
         held = index.ids()
-        ids = np.unique(held[np.isin(held, wanted)])
+        ids = held[_places(held, wanted)]
         if ids.size == 0:
             return Rewrite(changed=False, result=Removed(ids, is_centroid=False))
-        vectors = index.vectors(ids)
+        # Only of an index with centroids are all vectors needed: one may equal a centroid.
+        vectors = index.vectors(ids[:_SEARCHED] if index.flat else ids)
         left = int(index.faiss.ntotal) - _remove(index, ids)
         _write(index.faiss, temp)
         _verify(temp, left, ids, vectors[:_SEARCHED])

@@ -23,7 +23,7 @@ async def drop_rows(sweep: Sweep, done: Sequence[Finished], tx: Tx) -> None:
     chosen = np.array([one.leaf for one in done])
     offsets = np.frombuffer(sweep.claims["ordinal_offsets"], "<u8").astype(np.int64)
     every = np.frombuffer(sweep.claims["ordinals"], "<u8").astype(np.int64)
-    ordinals = np.unique(np.concatenate([every[offsets[leaf] : offsets[leaf + 1]] for leaf in chosen.tolist()]))
+    ordinals = sweeps.distinct(np.concatenate([every[offsets[leaf] : offsets[leaf + 1]] for leaf in chosen.tolist()]))
     if sweep.sweep_class == "order" and all(np.isin(one, list(FINAL_ABSENT)).all() for one in sweep.outcomes):
         runs = sweeps.runs_of(ordinals)
         within = {"first": [run[0] for run in runs], "end": [run[0] + run[1] for run in runs]}
@@ -55,7 +55,7 @@ def _gone_artifacts(sweep: Sweep, chosen: NDArray[Any]) -> tuple[NDArray[np.int6
     ordinals, ids = [], []
     for tree in range(len(sweep.trees)):
         leaf, offset = sweep.indices(tree)
-        mine = np.unique(np.concatenate([leaf[offset[one] : offset[one + 1]] for one in chosen.tolist()]))
+        mine = sweeps.distinct(np.concatenate([leaf[offset[one] : offset[one + 1]] for one in chosen.tolist()]))
         mine = mine[np.isin(sweep.outcomes[tree][mine], list(FINAL_ABSENT))]
         for chunk, inner in _by_chunk(mine):
             columns = unpack_columns(sweep.file.section(f"{tree}/{chunk}"))
@@ -66,5 +66,5 @@ def _gone_artifacts(sweep: Sweep, chosen: NDArray[Any]) -> tuple[NDArray[np.int6
 
 
 def _by_chunk(indices: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    for chunk in np.unique(indices // CHUNK_LEAVES).tolist():
+    for chunk in sweeps.distinct(indices // CHUNK_LEAVES).tolist():
         yield chunk, indices[indices // CHUNK_LEAVES == chunk] % CHUNK_LEAVES
