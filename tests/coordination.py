@@ -315,6 +315,8 @@ class Deployment:
 
     async def _tasks(self) -> bool:
         kinds: dict[str, Work] = {one.task_kind: one.task for one in self.executors if one.task_kind in self.only}
+        if "coordinate" in self.only:
+            kinds[self.certify.task_kind] = self.certify.task
         if "rescan" in self.only:
             kinds[self.reconcile.task_kind] = self.reconcile.task
         moved = False

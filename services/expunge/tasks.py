@@ -56,6 +56,11 @@ class Lease:
         async with self.ledger.transaction() as tx:
             await self._fenced(tx, "task_renew", seconds=seconds)
 
+    async def hold(self, tx: Tx) -> None:
+        """Hold it in this very transaction, so that what else is in it is written by the holder or not at all. Raises
+        `FencedOff` as `save` does."""
+        await self._fenced(tx, "task_renew", seconds=LEASE_SECONDS)
+
     async def finish(self, tx: Tx) -> None:
         """Mark it done, in the transaction that holds what it leads to. Raises `FencedOff` as `save` does."""
         await self._fenced(tx, "task_finish")

@@ -48,6 +48,9 @@ def arguments(given: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--scale", default="", help="workers per stage to compare, ascending: 1,2,4")
     parser.add_argument("--backlog", type=int, default=0, help="requests that wait in Kafka before coordinate starts")
+    parser.add_argument(
+        "--processes", type=int, default=1, help="of each worker that touches stores, and of the floor of orders"
+    )
     parser.add_argument("--disk", type=Path, help="keep files and indexes in a folder below this one, not in memory")
     parser.add_argument("--output", type=Path, default=report.OUTPUT, help="where results and history go")
     parser.add_argument("--profile", action="store_true", help="py-spy each worker, into OUTPUT/profiles")
@@ -101,7 +104,7 @@ def _deployment(options: argparse.Namespace, files: Path, servers: Path, console
     tell("files and indexes are written")
     profiles = options.output / "profiles" if options.profile else None
     with Embedded(servers / "up", audience=AUDIENCE, workers=WORKERS, stores=store_urls(live)) as embedded:
-        rig = Rig(embedded, profiles)
+        rig = Rig(embedded, profiles, options.processes)
         stores = store_urls(live)
         if corpora.rows.images:
             vectors = embedded.postgres.create_database("vectors")
@@ -123,7 +126,7 @@ def _deployment(options: argparse.Namespace, files: Path, servers: Path, console
         if corpora.crowd.images:
             result |= _people(rig, options, corpora, files, servers, copies[0], tell)
         for images, corpus in corpora.sources.items():
-            result.setdefault("orders", []).append(_order(rig, corpus, images, copies, files, tell))
+            result.setdefault("orders", []).append(_order(rig, options, corpus, images, copies, files, tell))
     return result
 
 
@@ -159,7 +162,9 @@ def _corpora(options: argparse.Namespace) -> _Corpora:
     )
 
 
-def _order(rig: Rig, corpus: Corpus, images: int, copies: list[str], files: Path, tell: Any) -> dict[str, Any]:
+def _order(
+    rig: Rig, options: argparse.Namespace, corpus: Corpus, images: int, copies: list[str], files: Path, tell: Any
+) -> dict[str, Any]:  # fmt: skip
     system = orders.run(rig, corpus, f"order-{images}")
     tell(f"order of {images} done")
     roots = []
@@ -167,7 +172,7 @@ def _order(rig: Rig, corpus: Corpus, images: int, copies: list[str], files: Path
         root = files / f"floor-{images}-{number}"
         corpus.write(root)
         roots.append((root, dsn))
-    floor = orders.floors(roots, corpus)
+    floor = orders.floors(roots, corpus, options.processes)
     tell(f"its floor done: {system['wall']:.2f} s against {floor['wall']:.3f} s")
     for root, _ in roots:
         shutil.rmtree(root)

@@ -14,7 +14,7 @@ from nacl.signing import SigningKey as RawKey
 
 from expunge.domain import dsse, hashing, merkle
 from expunge.domain.leaf import LEAF_BYTES, nonces, pack_leaves
-from tests.bench import certificates
+from tests.bench import certificates, replaying, taint
 
 LEAVES = 1 << 17
 SIGNED = 2_000
@@ -22,6 +22,8 @@ PATHS = 5_000
 TREE_LEAVES = 3_000_000
 """A large order's scope."""
 BLOCK = 8192
+REPLAYED_CHUNKS = 800
+"""Three statements each: presence, erase, absence."""
 
 
 def best(call: Callable[[], object], repeats: int = 3) -> float:
@@ -68,6 +70,8 @@ def run(*, quick: bool) -> dict[str, Any]:
     paths = [(index, built.inclusion_path(index)) for index in range(0, count, max(1, count // PATHS))]
     opened = {index: hashes[index * 32 : index * 32 + 32] for index, _ in paths}
 
+    logged = replaying.entries(REPLAYED_CHUNKS >> 3 if quick else REPLAYED_CHUNKS)
+
     def check() -> None:
         for index, path in paths:
             merkle.verify_inclusion(index, count, opened[index], path, built.root)
@@ -86,6 +90,8 @@ def run(*, quick: bool) -> dict[str, Any]:
         "inclusion proofs made": {
             "per_second": len(paths) / best(lambda: [built.inclusion_path(at) for at, _ in paths])
         },
+        **{name: {"microseconds": best(call) * 1e6} for name, call in taint.cases(quick=quick).items()},
+        "statements replayed": {"per_second": len(logged) / best(lambda: replaying.check(logged))},
         "inclusion proofs verified": {"per_second": len(paths) / best(check)},
         **_certificate(quick=quick),
     }

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import statistics
 import time
 from datetime import UTC, datetime, timedelta
+from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +64,11 @@ def _order(rig: Rig, corpus: Corpus, proofs: Proofs, publishers: list[Any]) -> t
     return request_id, sent, waited
 
 
-def floors(copies: list[tuple[Path, str]], corpus: Corpus) -> dict[str, Any]:
+def floors(copies: list[tuple[Path, str]], corpus: Corpus, processes: int = 1) -> dict[str, Any]:
     """The floor on each copy (root of the stores, database), and the median."""
-    runs = [_floor(root, dsn, corpus) for root, dsn in copies]
+    runs = [_floor(root, dsn, corpus, processes) for root, dsn in copies]
     return {
+        "processes": processes,
         "wall": statistics.median(one["wall"] for one in runs),
         "cpu": statistics.median(one["cpu"] for one in runs),
         "parts": {part: statistics.median(one[part] for one in runs) for part in ("unlink", "rows", "index")},
@@ -72,10 +76,36 @@ def floors(copies: list[tuple[Path, str]], corpus: Corpus) -> dict[str, Any]:
     }
 
 
-def _floor(root: Path, dsn: str, corpus: Corpus) -> dict[str, float]:
+def _floor(root: Path, dsn: str, corpus: Corpus, processes: int) -> dict[str, float]:
+    """Each process unlinks its share of the directories and deletes the rows of its share of the ordinals, the first
+    also rewrites the index. From the moment that all are ready to the moment that the last one is done; of the parts,
+    the longest."""
+    context = multiprocessing.get_context("spawn")
+    start = context.Barrier(processes + 1)
+    ends = [context.Pipe(duplex=False) for _ in range(processes)]
+    shares = [
+        context.Process(target=_share, args=(send, start, root, dsn, corpus, number, processes), daemon=True)
+        for number, (_, send) in enumerate(ends)
+    ]
+    for one in shares:
+        one.start()
+    start.wait()
+    at = time.perf_counter()
+    found: list[dict[str, float]] = [receive.recv() for receive, _ in ends]
+    wall = time.perf_counter() - at
+    for one in shares:
+        one.join()
+    longest = {part: max(one[part] for one in found) for part in ("unlink", "rows", "index")}
+    return {"wall": wall, "cpu": sum(one["cpu"] for one in found), **longest}
+
+
+def _share(
+    done: Connection, start: Barrier, root: Path, dsn: str, corpus: Corpus, number: int, processes: int
+) -> None:  # fmt: skip
     by_unit: dict[str, list[str]] = {}
     for unit, locator in corpus.places(range(corpus.images)):
         by_unit.setdefault(unit, []).append(locator)
+    mine = list(by_unit.items())[len(by_unit) * number // processes : len(by_unit) * (number + 1) // processes]
     ids = np.arange(corpus.images, dtype=np.int64)
     with psycopg.connect(dsn, autocommit=True) as connection:
         ranges = connection.execute(
@@ -83,28 +113,25 @@ def _floor(root: Path, dsn: str, corpus: Corpus) -> dict[str, float]:
             (corpus.source,),
         ).fetchall()
         server = connection.info.backend_pid
+        start.wait()
         cpu, at = time.process_time() + _seconds(server), time.perf_counter()
-        for unit, names in by_unit.items():
+        for unit, names in mine:
             directory = os.open(root / PHOTOS / unit, os.O_RDONLY | os.O_DIRECTORY)
             for name in names:
                 os.unlink(name, dir_fd=directory)
             os.close(directory)
         unlinked = time.perf_counter()
         with connection.transaction():
-            for low, high in ranges:
+            for first, end in ranges:
+                low, high = (first + (end - first) * part // processes for part in (number, number + 1))
                 for table in ("artifact", "image", "image_subject"):
                     connection.execute(f"delete from {table} where ordinal >= %s and ordinal < %s", (low, high))
         deleted = time.perf_counter()
-        rewrite(faiss.read_index(str(root / FACES / corpus.index)), ids, root / FACES / corpus.index)
+        if not number:
+            rewrite(faiss.read_index(str(root / FACES / corpus.index)), ids, root / FACES / corpus.index)
         ended = time.perf_counter()
         spent = time.process_time() + _seconds(server) - cpu
-    return {
-        "wall": ended - at,
-        "cpu": spent,
-        "unlink": unlinked - at,
-        "rows": deleted - unlinked,
-        "index": ended - deleted,
-    }
+    done.send({"cpu": spent, "unlink": unlinked - at, "rows": deleted - unlinked, "index": ended - deleted})
 
 
 def _seconds(pid: int) -> float:

@@ -126,6 +126,7 @@ def _orders(orders: list[Mapping[str, Any]], console: Console) -> None:
         "us/image",
         "floor us/image",
         "CPU ratio",
+        "most MiB",
         title="Orders, request to certificate",
     )
     for one in orders:
@@ -134,6 +135,7 @@ def _orders(orders: list[Mapping[str, Any]], console: Console) -> None:
             f"{images:,}", f"{system['wall']:.2f}", f"{floor['wall']:.3f}", f"{system['wall'] / floor['wall']:.1f}",
             f"{system['wall'] / images * 1e6:.1f}", f"{floor['wall'] / images * 1e6:.1f}",
             f"{sum(system['cpu'].values()) / floor['cpu']:.1f}",
+            ", ".join(f"{name} {mib:.0f}" for name, mib in sorted(system["peak_mib"].items(), key=lambda one: -one[1])[:2]),
         )  # fmt: skip
     if len(orders) > 1:
         wall, floor = (

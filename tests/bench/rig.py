@@ -29,6 +29,8 @@ from expunge.wiring.up import Embedded, register_key
 
 AUDIENCE: Final = "bench"
 WORKERS: Final = ("register", "coordinate", "purge", "invalidate", "retrain", "rescan")
+SCALED: Final = ("purge", "invalidate", "rescan")
+"""Those that touch stores. What a floor with so many processes is compared with has so many of each of these."""
 FLOOR_IN: Final = topics.Topic("bench.floor.requests", 12, topics.DAY_MS, public=False)
 WARM: Final = topics.Topic("bench.warm", 1, topics.DAY_MS, public=False)
 FLOOR_OUT: Final = topics.Topic("bench.floor.proofs", 12, topics.DAY_MS, public=False)
@@ -45,10 +47,11 @@ def seed_of(name: str) -> bytes:
 
 
 class Rig:
-    """`embedded` with its servers up. `start` registers keys and starts workers."""
+    """`embedded` with its servers up. `start` registers keys and starts workers: `processes` of each of `SCALED`."""
 
-    def __init__(self, embedded: Embedded, profiles: Path | None) -> None:
+    def __init__(self, embedded: Embedded, profiles: Path | None, processes: int = 1) -> None:
         self.embedded = embedded
+        self.processes = processes
         self._profiles = profiles
 
     @property
@@ -63,6 +66,11 @@ class Rig:
         self.embedded.use_stores(stores)
         self.embedded.kafka.create_topics({one.name: one.partitions for one in (WARM, FLOOR_IN, FLOOR_OUT)})
         self.embedded.start_workers()
+        more = [(name, str(number)) for number in range(1, self.processes) for name in SCALED]
+        for name, instance in more:
+            self.embedded.start_worker(name, instance)
+        for name, instance in more:
+            self.embedded.wait_ready(name, instance)
         for role, names in (("publisher", ("publisher",)), ("approver", ("approver-0", "approver-1"))):
             for name in names:
                 public = dsse.SigningKey.from_seed(seed_of(name)).public
@@ -103,6 +111,23 @@ class Rig:
         taken = time.perf_counter() - at
         return {name: round(used / taken, 4) for name, used in _less(self.cpu(), cpu).items()}
 
+    def _forget_peaks(self) -> None:
+        for pid in self._worker_pids().values():
+            Path(f"/proc/{pid}/clear_refs").write_text(
+                "5", encoding="ascii"
+            )  # proc_pid_clear_refs(5): VmHWM from now on
+
+    def peaks(self) -> dict[str, float]:
+        """Most memory that each worker has had resident since it was last measured, MiB."""
+        found = {}
+        for name, pid in self._worker_pids().items():
+            status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+            found[name] = round(int(status.partition("VmHWM:")[2].split(maxsplit=1)[0]) / 1024, 1)
+        return found
+
+    def _worker_pids(self) -> dict[str, int]:
+        return {name: pid for name, pid in self.pids().items() if name in self.embedded._processes}
+
     def check(self) -> None:
         """Raises when a worker has ended."""
         if ended := self.embedded.ended():
@@ -111,6 +136,7 @@ class Rig:
     @contextmanager
     def measured(self, name: str, others: Mapping[str, int] | None = None) -> Iterator[dict[str, Any]]:
         """Fills the dictionary with `wall`, `cpu` and `handling` of the body. `others`: process ids to count beside ours."""
+        self._forget_peaks()
         cpu, handling, at = self.cpu(others), self.handling(), time.perf_counter()
         found: dict[str, Any] = {}
         with self._profiled(name):
@@ -118,6 +144,7 @@ class Rig:
         found["wall"] = time.perf_counter() - at
         found["cpu"] = _less(self.cpu(others), cpu)
         found["handling"] = _less(self.handling(), handling)
+        found["peak_mib"] = self.peaks()
 
     @contextmanager
     def _profiled(self, name: str) -> Iterator[None]:

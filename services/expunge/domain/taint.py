@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,8 +46,7 @@ class Model:
     known: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Taint:
+class Taint(NamedTuple):  # made for every model of a registry at each request: half the time of a frozen dataclass
     """`images` of the scope are in the model's transitive training set, `direct` of them in its own snapshots. `path`:
     from the model to the nearest one trained on such images."""
 
@@ -83,8 +82,13 @@ class Lineage:
             raise Rejected("unknown-parent", "expected every parent among the models")
         self.position = {name: at for at, name in enumerate(_sorted(by_name))}
         self.nodes = tuple(self._node(by_name[name]) for name in self.position)
-        self.used = frozenset(pair for node in self.nodes for pair in node.own)
-        self.snapshots = frozenset(number for number, _ in self.used)
+        self.users: dict[tuple[int, int], list[int]] = {}
+        """Positions of the models that are trained on a snapshot, by (snapshot, purpose)."""
+        for at, node in enumerate(self.nodes):
+            for pair in node.own:
+                self.users.setdefault(pair, []).append(at)
+        self.snapshots = frozenset(number for number, _ in self.users)
+        self.walk = [(node.model.name, node.parents, node.evaluated) for node in self.nodes]
         known: list[bool] = []
         for node in self.nodes:
             known.append(node.model.known and all(known[parent] for parent in node.parents))
@@ -145,32 +149,36 @@ def affected(lineage: Lineage, snapshots: Snapshots, scopes: Scopes) -> Affected
     theirs. A set of images is an int (bit per image) in small scopes and a bitmap in large ones: same operators.
     """
     hits, count = _hits(lineage, snapshots, scopes)
+    own: dict[int, Any] = {}
+    for pair, hit in hits.items():
+        for at in lineage.users[pair]:
+            own[at] = own[at] | hit if at in own else hit
     tainted: dict[str, Taint] = {}
     void: dict[str, int] = {}
     sets: dict[int, Any] = {}
     paths: dict[int, tuple[str, ...]] = {}
-    for at, node in enumerate(lineage.nodes):
-        model = node.model
-        own = _union([hits[pair] for pair in node.own if pair in hits])
-        parents = [parent for parent in node.parents if parent in sets]
-        if own is not None or parents:
-            above = [sets[parent] for parent in parents]
-            sets[at] = total = _union(above if own is None else [own, *above])
-            nearest = () if own is not None else min([paths[parent] for parent in parents], key=len)
-            paths[at] = (model.name, *nearest)
-            tainted[model.name] = Taint(count(total), 0 if own is None else count(own), paths[at])
-        elif ground := [sets[parent] for parent in node.evaluated if parent in sets]:
-            void[model.name] = count(_union(ground))
+    for at, (name, parents, evaluated) in enumerate(lineage.walk):
+        above = [parent for parent in parents if parent in sets] if parents else parents
+        if at in own:
+            mine = own[at]
+            sets[at] = total = _union(mine, [sets[parent] for parent in above]) if above else mine
+            paths[at] = (name,)
+            tainted[name] = Taint(count(total), count(mine), paths[at])
+        elif above:
+            first, *others = above
+            nearest = min([paths[parent] for parent in above], key=len) if others else paths[first]
+            sets[at] = total = _union(sets[first], [sets[parent] for parent in others])
+            paths[at] = (name, *nearest)
+            tainted[name] = Taint(count(total), 0, paths[at])
+        elif evaluated and (ground := [sets[parent] for parent in evaluated if parent in sets]):
+            void[name] = count(_union(ground[0], ground[1:]))
     return Affected(tainted, void)
 
 
-def _union(parts: list[Any]) -> Any:  # noqa: ANN401 - ints or bitmaps, see `affected`
-    if not parts:
-        return None
-    total = parts[0]
-    for part in parts[1:]:
-        if part is not total:
-            total = total | part
+def _union(total: Any, others: Iterable[Any]) -> Any:  # noqa: ANN401 - ints or bitmaps, see `affected`
+    for one in others:
+        if one is not total:
+            total = total | one
     return total
 
 
@@ -181,20 +189,29 @@ def _hits(
     union = BitMap64().union(*scopes.values())
     if len(union) > _SMALL:
         return _large_hits(lineage, snapshots, scopes), len
-    bits = {image: 1 << at for at, image in enumerate(union)}
-    inside = {}
+    bits = [(image, 1 << at) for at, image in enumerate(union)]
+    place = dict(bits)
+    masks = {purpose: sum(map(place.__getitem__, scope)) for purpose, scope in scopes.items()}
+    inside: dict[int, int] = {}
     for number in lineage.snapshots:
-        members = snapshots[number]
-        inside[number] = sum([bit for image, bit in bits.items() if image in members])
-    masks = {purpose: sum(map(bits.__getitem__, scope)) for purpose, scope in scopes.items()}
-    found = {pair: inside[pair[0]] & masks.get(pair[1], 0) for pair in lineage.used}
-    return {pair: hit for pair, hit in found.items() if hit}, int.bit_count
+        members, found = snapshots[number], 0
+        for image, bit in bits:
+            if image in members:
+                found |= bit
+        if found:
+            inside[number] = found
+    hits = {}
+    for pair in lineage.users:
+        number, purpose = pair
+        if number in inside and purpose in masks and (hit := inside[number] & masks[purpose]):
+            hits[pair] = hit
+    return hits, int.bit_count
 
 
 def _large_hits(lineage: Lineage, snapshots: Snapshots, scopes: Scopes) -> dict[tuple[int, int], BitMap64]:
     found: dict[tuple[int, int], BitMap64] = {}
     known: dict[tuple[int, int], BitMap64] = {}  # purposes mostly share one scope
-    for number, purpose in lineage.used:
+    for number, purpose in lineage.users:
         if scope := scopes.get(purpose):
             key = (number, id(scope))
             if key not in known:

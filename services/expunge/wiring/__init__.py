@@ -482,7 +482,7 @@ def _coordinate(deployment: Deployment, wake: asyncio.Event) -> _Stages:
 
     requests, outcomes = (topic.name for topic in WORKERS["coordinate"].consumes)
     loops: list[Callable[[DeliveryHost], Background]] = [turns, attesting] if deployment.attests else [turns]
-    return {requests: [intake], outcomes: [dispatch, certify]}, loops, {}
+    return {requests: [intake], outcomes: [dispatch, certify]}, loops, {certify.task_kind: certify.task}
 
 
 def _audit(deployment: Deployment) -> Callable[[DeliveryHost], Background]:

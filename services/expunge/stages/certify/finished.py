@@ -19,6 +19,7 @@ from expunge.domain.certificate import Result
 from expunge.domain.leaf import derive_key, nonces
 from expunge.domain.lifecycle import RequestState
 from expunge.domain.scopefile import ScopeFile, unpack_columns, unpack_strings
+from expunge.domain.sweep import ALL_PURPOSES
 from expunge.domain.words import Outcome, Provision
 from expunge.ports import Row
 
@@ -46,6 +47,19 @@ class Sweep:
     def requests(self) -> int:
         """How many requests it has."""
         return len(self.claims["requests"]) // 16
+
+    @property
+    def takes_everything(self) -> bool:
+        """Whether it is one request for whole images: what is in the catalogue of them is in its trees, or came later."""
+        return bool(np.frombuffer(self.claims["purposes"], "<i8").tolist() == [ALL_PURPOSES])
+
+    def images(self, leaves: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+        """Images that any request claims, or these requests do, ascending."""
+        every = np.frombuffer(self.claims["ordinals"], "<u8").astype(np.int64)
+        if leaves is None:
+            return sweeps.distinct(every)
+        offsets = np.frombuffer(self.claims["ordinal_offsets"], "<u8").astype(np.int64)
+        return sweeps.distinct(np.concatenate([every[offsets[leaf] : offsets[leaf + 1]] for leaf in leaves.tolist()]))
 
     def indices(self, tree: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Leaf indices claimed in one tree, laid end to end by request, and where each request's begin (r + 1)."""

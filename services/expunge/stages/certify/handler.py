@@ -12,6 +12,8 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from datetime import date, datetime
+from functools import partial
+from typing import Final
 from uuid import UUID
 
 import numpy as np
@@ -27,6 +29,7 @@ from expunge.domain.limits import CHUNK_LEAVES
 from expunge.domain.request import RequestId
 from expunge.domain.scopefile import ScopeFile, unpack_columns
 from expunge.domain.statement import PAYLOAD_TYPE
+from expunge.domain.sweep import I64
 from expunge.domain.words import Provision
 from expunge.ports import Clock, Delivery, KeyStore, Outgoing, Row, SealedStore, Signer, Tx
 from expunge.record import log, outgoing
@@ -41,7 +44,10 @@ from expunge.stages.certify.finished import (
     state_after,
     taint_of,
 )  # fmt: skip
-from expunge.stages.certify.rows import drop_rows
+from expunge.stages.certify.rows import Dropping, drop_rows
+from expunge.tasks import Commit, Lease
+
+ORDER: Final = "order"
 
 
 class Certify:
@@ -51,6 +57,7 @@ class Certify:
     """
 
     dedupe = True
+    task_kind: Final = "certify"
 
     def __init__(
         self, *, sealed: SealedStore, keys: KeyStore, signer: Signer, clock: Clock, issuer: str, not_covered: Sequence[str]
@@ -61,6 +68,7 @@ class Certify:
         self._clock = clock
         self._issuer = issuer
         self._not_covered = tuple(not_covered)
+        self._dropping = Dropping()
 
     async def act(self, deliveries: Sequence[Delivery]) -> list[UUID]:
         """Which sweeps may have finished requests now."""
@@ -91,33 +99,63 @@ class Certify:
         return [row[0] for row in await tx.fetch("certify_sweeps_to_check", age=age)]
 
     async def check(self, sweep_ids: Sequence[UUID], tx: Tx) -> None:
-        """Certify every request of these sweeps that is done. Repeats change nothing."""
+        """Certify every request of people's sweeps that is done; leave orders to `task`. Repeats change nothing."""
+        orders = []
         for row in await tx.fetch("certify_sweeps", ids=list(sweep_ids)):
-            finished_runs, requests, taint = row[9], row[4], row[8]
-            if taint != "resolved" or (requests == 1 and not finished_runs):
-                continue
-            open_requests = await tx.fetch("certify_open", sweep_id=row[0])
-            if not open_requests:
-                if finished_runs:  # all were cancelled or are held
-                    await tx.execute("certify_sweep_done", sweep_id=row[0])
-                continue
-            sweep = await self._load(row, tx)
-            taints = [taint_of(one) for one in await tx.fetch("certify_taints", sweep_id=sweep.sweep_id)]
-            data = [one for one in open_requests if one[4] is None]
-            rounds = sweep.rounds
-            if data:
-                done = await asyncio.to_thread(finished_data, sweep, data, taints)
-                if done:
-                    await self._round(sweep, rounds, Provision.DATA, done, tx)
-                    rounds += 1
-            models = [one for one in await tx.fetch("certify_open", sweep_id=sweep.sweep_id) if one[4] is not None]
-            closed = finished_models(models, taints)
-            if closed:
-                await self._round(sweep, rounds, Provision.MODELS, closed, tx)
-            await tx.execute("certify_sweep_done", sweep_id=sweep.sweep_id)
+            if row[1] == ORDER:
+                orders.append(row[0])
+            elif row[8] == "resolved" and (row[4] > 1 or row[9]):
+                await self._certify(row, tx)
+        if orders:
+            await tx.execute("certify_defer", kind=self.task_kind, sweeps=orders)
+
+    async def task(self, lease: Lease) -> Commit:
+        """An order: take out the rows of what is verified absent, beside the runs that are still under way; when the
+        last one ended, certify."""
+        sweep_id = UUID(str(lease.input["sweep"]))
+        async with lease.ledger.transaction() as tx:
+            rows = await tx.fetch("certify_sweep_seen", id=sweep_id)
+            if not rows:
+                return _nothing
+            seen = (rows[0][8], rows[0][10])
+            sweep = await self._load(rows[0], tx)
+        dropped = await self._dropping.drop(lease, sweep)
+        return partial(self._settle, sweep_id, seen, dropped)
+
+    async def _settle(self, sweep_id: UUID, seen: tuple[str, int], dropped: I64, tx: Tx) -> None:
+        """The end of the task. What moved while it ran is looked at by another."""
+        for row in await tx.fetch("certify_sweeps", ids=[sweep_id]):
+            if (row[8], row[10]) != seen:
+                await tx.execute("certify_defer", kind=self.task_kind, sweeps=[sweep_id])
+            elif row[8] == "resolved" and row[9]:
+                await self._certify(row, tx, dropped)
+
+    async def _certify(self, row: Row, tx: Tx, dropped: I64 | None = None) -> None:
+        """Certify every request of a sweep that is done. `dropped`: images whose rows are out already."""
+        open_requests = await tx.fetch("certify_open", sweep_id=row[0])
+        if not open_requests:
+            if row[9]:  # all were cancelled or are held
+                await tx.execute("certify_sweep_done", sweep_id=row[0])
+            return
+        sweep = await self._load(row, tx)
+        taints = [taint_of(one) for one in await tx.fetch("certify_taints", sweep_id=sweep.sweep_id)]
+        data = [one for one in open_requests if one[4] is None]
+        rounds = sweep.rounds
+        if data:
+            done = await asyncio.to_thread(finished_data, sweep, data, taints)
+            if done:
+                await drop_rows(sweep, done, tx, dropped)
+                crash_point("certify.dropped")
+                await self._round(sweep, rounds, Provision.DATA, done, tx)
+                rounds += 1
+        models = [one for one in await tx.fetch("certify_open", sweep_id=sweep.sweep_id) if one[4] is not None]
+        closed = finished_models(models, taints)
+        if closed:
+            await self._round(sweep, rounds, Provision.MODELS, closed, tx)
+        await tx.execute("certify_sweep_done", sweep_id=sweep.sweep_id)
 
     async def _load(self, row: Row, tx: Tx) -> Sweep:
-        sweep_id, sweep_class, last_artifact, bucket, _requests, trees, scope_digest, rounds, _taint, _done = row
+        sweep_id, sweep_class, last_artifact, bucket, _requests, trees, scope_digest, rounds, *_ = row
         outcomes = [np.zeros(tree["leaves"], np.uint8) for tree in trees]
         for tree, chunk, _attempt, packed in await tx.fetch("certify_outcomes", sweep_id=sweep_id):
             part = outcomes[tree][chunk * CHUNK_LEAVES : chunk * CHUNK_LEAVES + len(packed)]
@@ -157,11 +195,8 @@ class Certify:
             digests=[hashlib.sha256(data).digest() for data in made],
             positions=[end - len(box) for end, box in zip(ends, boxes, strict=True)], lengths=[len(box) for box in boxes],
         )  # fmt: skip
-        if provision is Provision.DATA:
-            await drop_rows(sweep, done, tx)
-            crash_point("certify.dropped")
-            if sweep.sweep_class == "order":
-                await tx.execute("certify_reconcile", sweep_id=sweep.sweep_id)
+        if provision is Provision.DATA and sweep.sweep_class == ORDER:
+            await tx.execute("certify_reconcile", sweep_id=sweep.sweep_id)
         states = [state_after(provision, one) for one in done]
         await tx.execute(
             "certify_data" if provision is Provision.DATA else "certify_models", round=number,
@@ -221,6 +256,10 @@ async def _announced(row: Row, tx: Tx) -> list[Outgoing]:
             completed = events.RequestCompleted(request_id=RequestId(str(request_id)), at=at)
             out.append(outgoing(completed, at=at)[1])
     return out
+
+
+async def _nothing(_: Tx) -> None:
+    """What an order's task leads to whose sweep is no more under way."""
 
 
 async def destroy_bucket(tx: Tx, keys: KeyStore, signer: Signer, day: date, *, at: datetime) -> int:

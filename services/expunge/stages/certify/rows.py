@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Final
+from uuid import UUID
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,31 +15,102 @@ from pyroaring import BitMap64
 from expunge.domain import sweep as sweeps
 from expunge.domain.limits import CHUNK_LEAVES
 from expunge.domain.scopefile import unpack_columns
+from expunge.domain.sweep import I64
 from expunge.domain.words import FINAL_ABSENT
-from expunge.ports import Tx
+from expunge.ports import Row, Tx
 from expunge.stages.certify.finished import Finished, Sweep
+from expunge.tasks import Lease
+
+BLOCK_IMAGES: Final = 65_536
+"""Images whose rows go in one transaction."""
+
+ABSENT: Final = np.isin(np.arange(256), list(FINAL_ABSENT))
 
 
-async def drop_rows(sweep: Sweep, done: Sequence[Finished], tx: Tx) -> None:
-    """Turn image rows that nothing holds any more into tombstones; drop artifact and subject rows."""
+class Dropping:
+    """Takes the rows of orders out while other runs of them are under way, block by block, each in a transaction of its
+    own. Keeps the places of the last order's chunks (mutable)."""
+
+    def __init__(self) -> None:
+        self._places: tuple[UUID, list[Places]] | None = None
+
+    async def drop(self, lease: Lease, sweep: Sweep) -> I64:
+        """Drop what can be: images all of whose artifacts are verified absent. Which these are, ascending.
+
+        May be repeated: what is gone is not counted twice. Raises `FencedOff` when the lease is another's by now.
+        """
+        ready = await asyncio.to_thread(self._ready, sweep)
+        for at in range(0, len(ready), BLOCK_IMAGES):
+            first, end = _ranges(ready[at : at + BLOCK_IMAGES])
+            async with lease.ledger.transaction() as tx:
+                await lease.hold(tx)
+                await _drop_blocks(sweep, first, end, tx)
+        return ready
+
+    def _ready(self, sweep: Sweep) -> I64:
+        """Images all of whose artifacts are verified absent, ascending. A chunk that has one that is not keeps all images
+        from its first to its last: in what is stored as it came in, these are its own."""
+        images = sweep.images()
+        if not sweep.takes_everything:
+            return images[:0]
+        if self._places is None or self._places[0] != sweep.sweep_id:
+            self._places = (sweep.sweep_id, [places_of(sweep, tree) for tree in range(len(sweep.trees))])
+        edges = np.zeros(len(images) + 1, np.int64)
+        for places, outcomes in zip(self._places[1], sweep.outcomes, strict=True):
+            absent = np.logical_and.reduceat(ABSENT[outcomes], np.arange(0, len(outcomes), CHUNK_LEAVES))
+            np.add.at(edges, np.searchsorted(images, places.first[~absent], "left"), 1)
+            np.add.at(edges, np.searchsorted(images, places.last[~absent], "right"), -1)
+        free: NDArray[np.bool_] = np.cumsum(edges[:-1]) == 0
+        return images[free]
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """`first` and `last` image of each chunk of a tree."""
+
+    first: I64
+    last: I64
+
+
+def places_of(sweep: Sweep, tree: int) -> Places:
+    """From the scope file."""
+    first, last = [], []
+    for chunk in range(-(-int(sweep.trees[tree]["leaves"]) // CHUNK_LEAVES)):
+        ordinals = np.frombuffer(unpack_columns(sweep.file.section(f"{tree}/{chunk}"))["ordinal"], "<u8")
+        first.append(int(ordinals.min()))
+        last.append(int(ordinals.max()))
+    return Places(np.array(first, np.int64), np.array(last, np.int64))
+
+
+async def drop_rows(sweep: Sweep, done: Sequence[Finished], tx: Tx, dropped: I64 | None = None) -> None:
+    """Turn image rows that nothing holds any more into tombstones; drop artifact and subject rows. `dropped`: images of
+    which that was done."""
     chosen = np.array([one.leaf for one in done])
-    offsets = np.frombuffer(sweep.claims["ordinal_offsets"], "<u8").astype(np.int64)
-    every = np.frombuffer(sweep.claims["ordinals"], "<u8").astype(np.int64)
-    ordinals = sweeps.distinct(np.concatenate([every[offsets[leaf] : offsets[leaf + 1]] for leaf in chosen.tolist()]))
-    if sweep.sweep_class == "order" and all(np.isin(one, list(FINAL_ABSENT)).all() for one in sweep.outcomes):
-        runs = sweeps.runs_of(ordinals)
-        within = {"first": [run[0] for run in runs], "end": [run[0] + run[1] for run in runs]}
-        await tx.execute("certify_drop_artifact_ranges", **within, last=sweep.last_artifact, sweep_id=sweep.sweep_id)
-        images = await tx.fetch("certify_drop_image_ranges", **within)
-        await tx.execute("certify_drop_subject_ranges", **within)
-    else:
+    ordinals = sweep.images(chosen)
+    if dropped is None or len(dropped) < len(ordinals):
         gone, ids = await asyncio.to_thread(_gone_artifacts, sweep, chosen)
         if len(gone):
             await tx.execute("certify_drop_artifacts", ordinals=gone, ids=ids, sweep_id=sweep.sweep_id)
         images = await tx.fetch("certify_drop_images", ordinals=ordinals)
         await tx.execute("certify_drop_subjects", ordinals=ordinals)
-    found = {source_no: BitMap64(np.frombuffer(packed, ">i8").astype(np.uint64)) for source_no, packed in images}
+        await _entomb(sweep, images, tx)
     await tx.execute("certify_drop_consents", ids=[one.request_id for one in done])
+
+
+async def _drop_blocks(sweep: Sweep, first: list[int], end: list[int], tx: Tx) -> None:
+    """All rows of images that are verified absent, but for artifacts that came after the scope was sealed, and theirs."""
+    await tx.execute(
+        "certify_drop_artifact_ranges", first=first, end=end, last=sweep.last_artifact, sweep_id=sweep.sweep_id,
+    )  # fmt: skip
+    ((late,),) = await tx.fetch("certify_late_images", first=first, end=end, last=sweep.last_artifact)
+    gone = await tx.fetch("certify_drop_image_blocks", first=first, end=end, late=late)
+    await tx.execute("certify_drop_subject_blocks", first=first, end=end, late=late)
+    await _entomb(sweep, gone, tx)
+
+
+async def _entomb(sweep: Sweep, gone: Sequence[Row], tx: Tx) -> None:
+    """Add images (source, ordinals as packed big-endian int64) to the sweep's tombstones."""
+    found = {source_no: BitMap64(np.frombuffer(packed, ">i8").astype(np.uint64)) for source_no, packed in gone}
     if found:
         for source_no, bitmap in await tx.fetch("certify_tombstone_now", sweep_id=sweep.sweep_id):
             if source_no in found:
@@ -50,13 +123,18 @@ async def drop_rows(sweep: Sweep, done: Sequence[Finished], tx: Tx) -> None:
         )  # fmt: skip
 
 
+def _ranges(ordinals: I64) -> tuple[list[int], list[int]]:
+    runs = sweeps.runs_of(ordinals)
+    return [first for first, _ in runs], [first + count for first, count in runs]
+
+
 def _gone_artifacts(sweep: Sweep, chosen: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(ordinal, artifact id) of every leaf that a chosen request claims and that is verified absent."""
     ordinals, ids = [], []
     for tree in range(len(sweep.trees)):
         leaf, offset = sweep.indices(tree)
         mine = sweeps.distinct(np.concatenate([leaf[offset[one] : offset[one + 1]] for one in chosen.tolist()]))
-        mine = mine[np.isin(sweep.outcomes[tree][mine], list(FINAL_ABSENT))]
+        mine = mine[ABSENT[sweep.outcomes[tree][mine]]]
         for chunk, inner in _by_chunk(mine):
             columns = unpack_columns(sweep.file.section(f"{tree}/{chunk}"))
             ordinals.append(np.frombuffer(columns["ordinal"], "<u8").astype(np.int64)[inner])

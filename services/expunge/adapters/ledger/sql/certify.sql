@@ -2,8 +2,24 @@
 
 -- name: certify_sweeps
 select s.sweep_id, s.class, s.last_artifact, s.bucket, s.requests, s.trees, s.scope_digest, s.rounds, s.taint,
-       not exists (select from work w where w.sweep_id = s.sweep_id and w.step <> 'done')
+       not exists (select from work w where w.sweep_id = s.sweep_id and w.step <> 'done'),
+       (select count(*) from work w where w.sweep_id = s.sweep_id and w.step = 'done')
 from sweep s where s.sweep_id = any(%(ids)s::uuid[]) and s.state in ('published', 'done') order by s.sweep_id for update
+
+-- The same of one, without holding it.
+-- name: certify_sweep_seen
+select s.sweep_id, s.class, s.last_artifact, s.bucket, s.requests, s.trees, s.scope_digest, s.rounds, s.taint,
+       not exists (select from work w where w.sweep_id = s.sweep_id and w.step <> 'done'),
+       (select count(*) from work w where w.sweep_id = s.sweep_id and w.step = 'done')
+from sweep s where s.sweep_id = %(id)s and s.state in ('published', 'done')
+
+-- Orders are certified by tasks. One that is under way looks again itself before it ends.
+-- name: certify_defer
+insert into task (kind, key, input)
+select %(kind)s, sweep_id::text, jsonb_build_object('sweep', sweep_id)
+from unnest(%(sweeps)s::uuid[]) as o(sweep_id) order by 2
+on conflict (kind, key) do update set done_at = null, attempts = 0, not_before = clock_timestamp()
+where task.done_at is not null
 
 -- name: certify_outcomes
 select tree, chunk, attempt, outcomes from outcome
@@ -83,21 +99,27 @@ with gone as (
 )
 select source_no, string_agg(int8send(ordinal), ''::bytea) from gone group by source_no
 
--- name: certify_drop_image_ranges
+-- Where no artifact up to `last` is left. What came later is in the index of artifacts: no dead row is looked at.
+-- name: certify_late_images
+select coalesce(array_agg(distinct a.ordinal), '{}')
+from unnest(%(first)s::bigint[], %(end)s::bigint[]) as r(lo, hi)
+join artifact a on a.ordinal >= r.lo and a.ordinal < r.hi and a.artifact_id > %(last)s
+
+-- name: certify_drop_image_blocks
 with gone as (
     delete from image i using unnest(%(first)s::bigint[], %(end)s::bigint[]) as r(lo, hi)
-    where i.ordinal >= r.lo and i.ordinal < r.hi and not exists (select from artifact a where a.ordinal = i.ordinal)
+    where i.ordinal >= r.lo and i.ordinal < r.hi and i.ordinal <> all(%(late)s::bigint[])
     returning i.ordinal, i.source_no
 )
 select source_no, string_agg(int8send(ordinal), ''::bytea) from gone group by source_no
 
+-- name: certify_drop_subject_blocks
+delete from image_subject x using unnest(%(first)s::bigint[], %(end)s::bigint[]) as r(lo, hi)
+where x.ordinal >= r.lo and x.ordinal < r.hi and x.ordinal <> all(%(late)s::bigint[])
+
 -- name: certify_drop_subjects
 delete from image_subject x
 where x.ordinal = any(%(ordinals)s::bigint[]) and not exists (select from image i where i.ordinal = x.ordinal)
-
--- name: certify_drop_subject_ranges
-delete from image_subject x using unnest(%(first)s::bigint[], %(end)s::bigint[]) as r(lo, hi)
-where x.ordinal >= r.lo and x.ordinal < r.hi and not exists (select from image i where i.ordinal = x.ordinal)
 
 -- Consents of people who asked, and of whom nothing is left.
 -- name: certify_drop_consents
