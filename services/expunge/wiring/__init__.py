@@ -25,7 +25,7 @@ from expunge.adapters.log.files import FileTiles
 from expunge.adapters.sealed.files import FileSealed
 from expunge.adapters.stores.table import open_reader, open_store, rewrites_unit
 from expunge.chunks.scopes import Scopes
-from expunge.domain import statement
+from expunge.domain import hashing, statement
 from expunge.domain.errors import Misconfigured, Retryable
 from expunge.domain.events import AuditPassed
 from expunge.domain.note import NoteKey
@@ -481,7 +481,16 @@ def _coordinate(deployment: Deployment, wake: asyncio.Event) -> _Stages:
         return made[0].attesting
 
     requests, outcomes = (topic.name for topic in WORKERS["coordinate"].consumes)
-    loops: list[Callable[[DeliveryHost], Background]] = [turns, attesting] if deployment.attests else [turns]
+
+    def preparing(_: DeliveryHost) -> Background:
+        async def run() -> None:
+            await asyncio.to_thread(hashing.prepare)
+
+        return run
+
+    loops: list[Callable[[DeliveryHost], Background]] = [turns, preparing]
+    if deployment.attests:
+        loops.append(attesting)
     return {requests: [intake], outcomes: [dispatch, certify]}, loops, {certify.task_kind: certify.task}
 
 

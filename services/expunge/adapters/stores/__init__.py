@@ -173,9 +173,11 @@ def count_needles(paths: Iterable[str], needles: Sequence[bytes]) -> list[int]:
         # An aligned word is in every needle of twice its bytes less one, wherever it lies.
         word = next((size for size in (_LONG_WORD, _WORD) if shortest >= 2 * size - 1), None)
         few = len(counts) <= _FEW_NEEDLES or word is None
-        count = _count_each(counts) if few else _count_by_anchor(counts, word or _WORD)
+        count: Callable[[bytes, int], None] | None = None
         keep = max(map(len, counts)) - 1
         for path in paths:
+            if count is None:  # after an erasure there is often no file, and nothing to prepare for
+                count = _count_each(counts) if few else _count_by_anchor(counts, word or _WORD)
             with suppress(FileNotFoundError):
                 _each_chunk(path, keep, count)
     return [counts[n] for n in needles]
@@ -212,7 +214,7 @@ def _count_by_anchor(counts: dict[bytes, int], size: int) -> Callable[[bytes, in
         for place in range(size):
             # the least ordinary word: padding and exponents repeat, the rest hardly does
             words = range(place, len(needle) - size + 1, size)
-            at = max(words, key=lambda i: len(set(needle[i : i + size]) - {0, 255}))
+            at = max(words, key=lambda i: len(set(needle[i : i + size]) - {0, 255})) if len(words) > 1 else place
             by_anchor.setdefault(int.from_bytes(needle[at : at + size], "little"), []).append((at, needle))
     kind, spread = np.dtype(f"<u{size}"), _SPREAD[size]
     anchors = np.array(list(by_anchor), dtype=kind)

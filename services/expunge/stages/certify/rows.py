@@ -55,13 +55,7 @@ class Dropping:
             return images[:0]
         if self._places is None or self._places[0] != sweep.sweep_id:
             self._places = (sweep.sweep_id, [places_of(sweep, tree) for tree in range(len(sweep.trees))])
-        edges = np.zeros(len(images) + 1, np.int64)
-        for places, outcomes in zip(self._places[1], sweep.outcomes, strict=True):
-            absent = np.logical_and.reduceat(ABSENT[outcomes], np.arange(0, len(outcomes), CHUNK_LEAVES))
-            np.add.at(edges, np.searchsorted(images, places.first[~absent], "left"), 1)
-            np.add.at(edges, np.searchsorted(images, places.last[~absent], "right"), -1)
-        free: NDArray[np.bool_] = np.cumsum(edges[:-1]) == 0
-        return images[free]
+        return free_images(images, self._places[1], sweep.outcomes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +64,20 @@ class Places:
 
     first: I64
     last: I64
+
+
+def free_images(images: I64, places: Sequence[Places], outcomes: Sequence[NDArray[np.uint8]]) -> I64:
+    """Those of `images` (ascending) that lie in no chunk, from its first image to its last, with a leaf that is not
+    verified absent. `places`, `outcomes`: per tree."""
+    edges = np.zeros(len(images) + 1, np.int64)
+    for where, codes in zip(places, outcomes, strict=True):
+        if not len(codes):
+            continue
+        absent = np.logical_and.reduceat(ABSENT[codes], np.arange(0, len(codes), CHUNK_LEAVES))
+        np.add.at(edges, np.searchsorted(images, where.first[~absent], "left"), 1)
+        np.add.at(edges, np.searchsorted(images, where.last[~absent], "right"), -1)
+    free: NDArray[np.bool_] = np.cumsum(edges[:-1]) == 0
+    return images[free]
 
 
 def places_of(sweep: Sweep, tree: int) -> Places:
