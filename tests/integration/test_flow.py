@@ -9,6 +9,7 @@ import pytest
 from expunge.domain import cloudevents, events, request, statement, suppression
 from expunge.domain.words import Level, Provision
 from expunge.pipeline import WORKERS
+from expunge.tasks import Commit, Lease
 from tests.coordination import (
     ANN,
     BOB,
@@ -546,3 +547,30 @@ async def test_what_has_not_moved_is_ordered_again_and_what_is_due_only_once(wor
     assert world.result(asked) == "partial"
     orders = [one.value for one in world.records("expunge.invalidate")]
     assert len(orders) - len(set(orders)) == 1
+
+
+async def test_an_orders_rows_stay_while_its_task_is_anothers_and_go_once(
+    world: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.seed(*album(1))
+    order = await ordered(world, STUDIO)
+    work = world.certify.task
+
+    async def overtaken(lease: Lease) -> Commit:
+        world.sql("update task set token = token + 1 where task_id = %s", lease.task_id)
+        return await work(lease)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.certify, "task", overtaken)
+        await world.approve(order)
+        await world.settle()
+    assert not world.left(PHOTOS)
+    assert world.sql("select count(*) from image") == [(4,)]
+    assert world.sql("select count(*) from erased") == [(0,)]
+    assert world.state(order) == "planned"
+    world.sql("update task set lease_until = null where kind = 'certify'")
+    await world.settle()
+    assert world.state(order) == "completed"
+    assert world.sql("select count(*) from image") == [(0,)]
+    assert world.sql("select sum(artifacts)::int from erased") == [(16,)]
+    assert world.sql("select images from tombstone") == [(4,)]

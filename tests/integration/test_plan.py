@@ -424,3 +424,16 @@ async def test_nothing_is_touched_or_ordered_by_planning(world: Deployment) -> N
     assert {store: world.left(store) for store in (PHOTOS, THUMBS)} == before
     assert world.sql("select distinct step from work") == [("waiting",)]
     assert world.sql("select count(*) from outbox") == [(0,)]
+
+
+async def test_a_withdrawal_that_needs_approval_leaves_the_rows_of_what_stays(world: Deployment) -> None:
+    await world.seed(*(Photo(f"many-{n}", (1,)) for n in range(7)))
+    asked = world.withdrawal(1)
+    world.ask(asked)
+    await world.settle()
+    await world.approve(asked)
+    await world.settle()
+    assert world.state(asked) == "completed"
+    left = world.sql("select kind, count(*) from artifact group by 1 order by 1")
+    assert left == [("derivative", 7), ("image", 7)]
+    assert world.sql("select count(*) from image") == [(7,)]
