@@ -144,7 +144,7 @@ def restored(ground: Ground) -> Report:
     report.expect(found == len(backup), f"{found} of {len(backup)} restored photos found")
     report.figure = {
         "resurrected": len(backup), "found_percent": round(100 * found / len(backup)),
-        "seconds_to_find": round(time.monotonic() - began, 1), "erased_again": "by a new order: no command does it yet",
+        "seconds_to_find": round(time.monotonic() - began, 1), "erased_again": "`expunge backup finish`, not run here",
     }  # fmt: skip
     for path in backup:
         path.unlink()
