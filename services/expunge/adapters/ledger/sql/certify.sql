@@ -21,9 +21,10 @@ from unnest(%(sweeps)s::uuid[]) as o(sweep_id) order by 2
 on conflict (kind, key) do update set done_at = null, attempts = 0, not_before = clock_timestamp()
 where task.done_at is not null
 
+-- Outcomes count once their statement is in the log: rescan's row comes before dispatch has seen its event.
 -- name: certify_outcomes
 select tree, chunk, attempt, outcomes from outcome
-where sweep_id = %(sweep_id)s and step = 'absence' order by attempt, tree, chunk
+where sweep_id = %(sweep_id)s and step = 'absence' and log_index is not null order by attempt, tree, chunk
 
 -- name: certify_open
 select leaf, request_id, bucket, state, data_result, models_result, type, due from request
