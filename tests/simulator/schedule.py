@@ -80,7 +80,7 @@ CONSUMED: Final[Mapping[str, tuple[str, ...]]] = {
 
 _QUEUES: Final = (
     ("retry", ("retry_put",), ("retry_done",)),
-    ("task", ("execute_defer", "certify_reconcile"), ("task_finish",)),
+    ("task", ("execute_defer", "certify_defer", "certify_reconcile"), ("task_finish",)),
     ("outbox", ("outbox_put",), ("outbox_published",)),
 )
 """Tables, and the queries by which they gain and lose rows."""
@@ -571,7 +571,11 @@ class Parts:
                     ledger=self.ledger, journal=self.journal, keys=self.keys, sealed=self.sealed,
                     scope_signer=SIGNERS[Role.SCOPE, None], clock=self.clock, policy=POLICY, audience=AUDIENCE,
                 )  # fmt: skip
-                return {"expunge.requests": [intake], "expunge.outcomes": [self.dispatch, self.certify]}, {}
+                handlers: dict[str, Sequence[Handler]] = {
+                    "expunge.requests": [intake],
+                    "expunge.outcomes": [self.dispatch, self.certify],
+                }
+                return handlers, {self.certify.task_kind: self.certify.task}
             case "purge" | "invalidate":
                 stage = (Purge if worker == "purge" else Invalidate)(
                     ledger=self.ledger, scopes=self._scopes(), stores=self._stores(), signers=EXECUTORS,
