@@ -156,12 +156,21 @@ update round r set issued = true
 from unnest(%(sweeps)s::uuid[], %(rounds)s::integer[]) as t(sweep_id, round)
 where (r.sweep_id, r.round) = (t.sweep_id, t.round)
 
+-- Sweeps that stand still and may lack a look: some request is open, and not only for models that are still tainted.
 -- name: certify_sweeps_to_check
-select sweep_id from sweep s where state = 'published' and taint = 'resolved'
-  and (moved_at < clock_timestamp() - make_interval(secs => %(age)s::float8)
-       or moved_at > clock_timestamp() + make_interval(secs => %(age)s::float8)) limit 64
+update sweep u set checked_at = clock_timestamp()
+where u.sweep_id in (
+    select sweep_id from sweep s where state = 'published' and taint = 'resolved'
+      and (moved_at < clock_timestamp() - make_interval(secs => %(age)s::float8)
+           or moved_at > clock_timestamp() + make_interval(secs => %(age)s::float8))
+      and (checked_at is null or checked_at < clock_timestamp() - make_interval(secs => %(age)s::float8)
+           or checked_at > clock_timestamp() + make_interval(secs => %(age)s::float8))
+      and (exists (select from request r
+                   where r.sweep_id = s.sweep_id and r.state = 'planned' and r.data_result is null)
+           or not exists (select from taint t where t.sweep_id = s.sweep_id and t.resolved_index is null))
+    order by checked_at nulls first limit 64 for update skip locked)
+returning u.sweep_id
 
--- Dates that were missed and not yet said so, one row per sweep and provision.
 -- name: certify_bucket_open
 -- Requests and sweeps that still need a bucket's key. A sweep waits for the last of its requests.
 select count(*) from (
@@ -178,6 +187,7 @@ select bucket from request where bucket < %(before)s union select bucket from sw
 -- name: certify_destroyed
 select index, entry from log_entry where predicate = 'urn:expunge:key-destroyed:v1' order by index
 
+-- Dates that were missed and not yet said so, one row per sweep and provision.
 -- name: certify_overdue
 select r.sweep_id, 'data', min(r.due), s.scope_digest from request r join sweep s using (sweep_id)
 where r.due < %(at)s and r.data_result is null and r.state = 'planned' and r.overdue_index is null
