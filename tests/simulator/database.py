@@ -237,6 +237,8 @@ def _text(value: Any) -> bytes | None:
             return _text(value.tolist())
         case list() | tuple():
             return b"{" + b",".join(map(_element, value)) + b"}"
+        case np.ndarray():
+            return _text(value.tolist())
         case _:
             return str(value).encode()
 
@@ -252,6 +254,7 @@ def _restarts(connection: psycopg.Connection[Any]) -> str:
     """Sets every sequence back: that is not undone by a rollback, and so has to be done."""
     rows = connection.execute(
         "select format('select setval(%L, %s, false)', quote_ident(schemaname) || '.' || quote_ident(sequencename),"
-        " start_value) from pg_sequences where schemaname = 'public' order by 1"
+        " start_value) from pg_sequences where schemaname = 'sim' order by 1"
     ).fetchall()
+    assert rows, "expected sequences in the schema that comes first on the search path, where the tables are made"
     return "; ".join(row[0] for row in rows)

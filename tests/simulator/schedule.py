@@ -511,6 +511,8 @@ class Schedule:
             " union all select 'taint', count(*) from sweep where state = 'published' and taint <> 'resolved'"
             " union all select 'request', count(*) from request where state = 'accepted'"
             " union all select 'round', count(*) from round where not issued"
+            " union all select 'log', next - coalesce((select max(size) from log_checkpoint where note is not null), 0)"
+            " from log_head"
         )
         return {kind: count for kind, count in rows if count}
 

@@ -347,7 +347,7 @@ def test_a_request_that_stands_still_at_the_end_is_named(lines: Lines, state: st
 # What was not recorded, or not rightly
 
 
-@pytest.mark.parametrize("kind", ["trust", "dead", "contents", "checkpoint", "phase"])
+@pytest.mark.parametrize("kind", ["trust", "dead", "contents", "checkpoint", "log", "phase"])
 def test_what_could_not_be_judged_is_said(lines: Lines, kind: str) -> None:
     left = [one for one in lines if one["kind"] != kind]
     assert ("incomplete", "lacking") in verdict(left)
