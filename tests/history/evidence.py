@@ -193,6 +193,8 @@ class SweepSaid:
     scope: Statement
     chunks: dict[tuple[int, int], ChunkSaid] = field(default_factory=dict)
     completions: dict[int, Statement] = field(default_factory=dict)
+    then: dict[int, dict[tuple[int, int], ChunkSaid]] = field(default_factory=dict)
+    """What had been said of the chunks when each round completed."""
     approved: bool = False
     void: bool = False
     tainted: set[str] = field(default_factory=set)

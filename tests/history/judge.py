@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from tests.history import evidence
-from tests.history.evidence import ABSENT, CHUNK, FILE_ABSENT, BadEvidenceError, SweepSaid
+from tests.history.evidence import ABSENT, CHUNK, FILE_ABSENT, BadEvidenceError, ChunkSaid
 from tests.history.log import Log, verified
 from tests.history.reading import History, read
 from tests.history.verdict import Violation
@@ -124,7 +124,9 @@ def _effect(world: World, artifact: Artifact, at: int, what: str) -> Iterator[Vi
         return
     asked = [one for one in world.of_type(*PLANNED) if one.touches(artifact) and world.justifies(one, at)]
     withdrawn: set[str] = set()
-    for request in asked:
+    # Who is not known yet withdraws all the same: what is registered later is not kept for that purpose from the start.
+    early = [one for one in world.of_type(*PLANNED) if "unknown-subject" in one.rejected and one.touches(artifact)]
+    for request in [*asked, *(one for one in early if one.sound and one.published < artifact.registered)]:
         withdrawn |= artifact.purposes if request.purposes is None else request.purposes
     if not asked or not artifact.purposes <= withdrawn:
         kept = ", ".join(sorted(artifact.purposes - withdrawn))
@@ -176,7 +178,7 @@ def _levels(
     for one in certificates.values():
         if one.key[:2] == (request.name, "data") and one.result == "complete" and one.key[2] in log.sweeps:
             sweep = log.sweeps[one.key[2]]
-            for (tree, _), chunk in sweep.chunks.items():
+            for (tree, _), chunk in sweep.then.get(one.key[3], {}).items():
                 place = sweep.scope.body["trees"][tree]
                 key = (place["kind"], place["store"])
                 level = chunk.level if chunk.looked else min(chunk.level, FILE_ABSENT - 1)
@@ -219,13 +221,14 @@ def _verify(opened: Opened, log: Log) -> None:
     if not evidence.opens(completed, body["completed_opening"], completion.body["root"]):
         raise BadEvidenceError("expected a result under the round's root")
     if provision == "data":
-        _verify_counts(body, sweep)
+        _verify_counts(body, sweep.then[number])
     elif any(one["resolution"] == "open" for one in completed["models"]) and completed["result"] == "complete":
         raise BadEvidenceError("expected every model replaced or destroyed")
 
 
-def _verify_counts(body: dict[str, Any], sweep: SweepSaid) -> None:
-    """Each claimed leaf was erased (or looked at) by its executor, and looked for by the rescanner, whose last word counts."""
+def _verify_counts(body: dict[str, Any], chunks: dict[tuple[int, int], ChunkSaid]) -> None:
+    """Each claimed leaf was erased (or looked at) by its executor, and looked for by the rescanner, whose last word before
+    the round counts."""
     counted: Counter[tuple[int, int]] = Counter()
     for claimed, runs in zip(body["claim"]["trees"], body["indices"], strict=True):
         leaves = [leaf for first, count in runs for leaf in range(first, first + count)]
@@ -233,7 +236,7 @@ def _verify_counts(body: dict[str, Any], sweep: SweepSaid) -> None:
         if (len(leaves), hashlib.sha256(packed).hexdigest()) != (claimed["leaves"], claimed["indices"]):
             raise BadEvidenceError("expected the leaves that the claim fixed")
         for leaf in leaves:
-            chunk = sweep.chunks.get((claimed["tree"], leaf // CHUNK))
+            chunk = chunks.get((claimed["tree"], leaf // CHUNK))
             if chunk is None or {"presence", "erase", "absence"} - chunk.steps.keys():
                 raise BadEvidenceError(f"expected presence, erase and absence of leaf {leaf} of tree {claimed['tree']}")
             counted[claimed["tree"], chunk.steps["absence"][leaf % CHUNK]] += 1
@@ -341,7 +344,7 @@ def _explained(world: World, request: Request, certificates: dict[tuple[str, str
             given = {
                 one.signer
                 for one in world.of_type("approval")
-                if one.sound and not one.rejected and awaited and one.body["scope_root"] == awaited[-1]
+                if one.sound and not (one.rejected or one.dead) and awaited and one.body["scope_root"] == awaited[-1]
             }
             return bool(awaited) and len(given - {request.signer}) < world.approvals
         case "data-certified":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -116,6 +117,7 @@ def _completion(sweep: SweepSaid, said: Statement) -> None:
     if said.body["round"] != len(sweep.completions):
         raise BadEvidenceError(f"expected round {len(sweep.completions)}, got {said.body['round']}")
     sweep.completions[said.body["round"]] = said
+    sweep.then[said.body["round"]] = deepcopy(sweep.chunks)
 
 
 def _approved(sweep: SweepSaid, said: Statement) -> None:

@@ -237,7 +237,7 @@ class Dispatch:
         crash_point("dispatch.logged")
 
     async def redrive(self, tx: Tx, *, age: float) -> int:
-        """Order again what has not moved for `age` seconds, and what was to wait until now; how many runs."""
+        """Order again what has not moved for `age` seconds, and what was to wait until now; how many runs and taints."""
         ((released,),) = await tx.fetch("breaker_released")
         if released:
             await self.newly_attested(tx)
@@ -251,7 +251,9 @@ class Dispatch:
                 delays=[0.0] * len(runs),
             )  # fmt: skip
             await self._order(tx, runs)
-        return len(runs)
+        untold = await tx.fetch("dispatch_untold", age=age)
+        await emit(tx, WORKER, [events.TaintOrdered(sweep_id=SweepId(str(sweep_id))) for (sweep_id,) in untold])
+        return len(runs) + len(untold)
 
     async def expire(self, tx: Tx) -> int:
         """What ends by time alone: void scopes that were not approved, with a statement each; plan again what no hold keeps

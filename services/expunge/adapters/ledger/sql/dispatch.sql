@@ -75,6 +75,14 @@ where step not in ('done', 'waiting')
   and (not_before is null or not_before <= clock_timestamp() or not_before > clock_timestamp() + interval '5 minutes')
 order by ordered_at limit 256 for update skip locked
 
+-- Sweeps whose taint was ordered and is not known yet: the order may have been quarantined.
+-- name: dispatch_untold
+update sweep set moved_at = clock_timestamp()
+where state = 'published' and taint = 'ordered'
+  and (moved_at < clock_timestamp() - make_interval(secs => %(age)s::float8)
+       or moved_at > clock_timestamp() + make_interval(secs => %(age)s::float8))
+returning sweep_id
+
 -- name: dispatch_due
 select sweep_id, tree, first_chunk, end_chunk, step, attempt from work
 where step = 'erase' and attempt > 0
