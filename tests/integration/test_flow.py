@@ -574,3 +574,21 @@ async def test_an_orders_rows_stay_while_its_task_is_anothers_and_go_once(
     assert world.sql("select count(*) from image") == [(0,)]
     assert world.sql("select sum(artifacts)::int from erased") == [(16,)]
     assert world.sql("select images from tombstone") == [(4,)]
+
+
+@pytest.mark.parametrize("twice", [False, True])
+async def test_a_deletion_that_was_cancelled_takes_nothing_that_another_request_leaves(
+    world: Deployment, *, twice: bool
+) -> None:
+    """One sweep of a withdrawal and of deletions that are cancelled: what the withdrawal alone would keep stays."""
+    await world.seed(*album(1))
+    withdrawal, deletions = world.withdrawal(1, "training"), [world.deletion(1) for _ in range(1 + twice)]
+    await world.take(withdrawal, *deletions)
+    await world.plan.seal_people()
+    await world.take(*(world.cancel(one) for one in deletions))
+    assert [world.state(one) for one in deletions] == ["cancelled"] * len(deletions)
+    await world.settle()
+    assert (world.state(withdrawal), world.result(withdrawal)) == ("completed", "complete")
+    assert len(world.left(PHOTOS)) == len(world.left(THUMBS)) == 4
+    assert not world.left(SHARDS)
+    assert not world.left(FACES)

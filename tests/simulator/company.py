@@ -322,7 +322,8 @@ class Company:
                 self._approvals(data)
             case "expunge.proof.registered.v1" if data["batch_id"] in self.batches:
                 photos = self.batches[data["batch_id"]]
-                if data["images"] == len(photos):
+                # What of it was refused is not said by name: then none of it is known to be registered.
+                if (data["images"], data["artifacts"]) == (len(photos), sum(len(one.artifacts) for one in photos)):
                     self.recorder.registered(
                         [artifact_name(one.store, one.locator) for photo in photos for one in photo.artifacts]
                     )

@@ -453,18 +453,22 @@ class Schedule:
             place.relent()
         for worker in self.workers.values():
             worker.process.skew = 0.0
-        idle = 0
+        still, before = 0, None
         for _ in range(TURNS):
-            if await self._turned():
-                idle, self.idle = 0, False
+            moved = await self._turned()
+            if not moved and not settle:
+                return
+            if moved and self._sum() != before:
+                still, before, self.idle = 0, self._sum(), False
                 continue
-            if not settle:
+            if moved and still == 0:
+                continue
+            # Looking again, every so often, at what may only lack a look is rest.
+            if still >= 4 and not self._open():
                 return
-            if idle >= 3 and not self._open():
-                return
-            if idle >= IDLE:
+            if still >= IDLE:
                 break
-            idle += 1
+            still += 1
             self.idle = True
             self._skip()
         if settle:
@@ -502,10 +506,16 @@ class Schedule:
         self.time.tick(ahead + 31.0)
         self.commits += 1
 
+    def _sum(self) -> tuple[Any, ...]:
+        """What changes when anything really moves."""
+        ((work,),) = self.database.ask("select sum(hashtext(step || attempt)::bigint) from work")
+        return self._logged, work, tuple(self.states.items()), self.rows["outbox"], self.company.done.total()
+
     def _open(self) -> dict[str, int]:
         """What still has to happen, by kind: counts."""
         rows = self.database.ask(
-            "select 'retry', count(*) from retry union all select 'task', count(*) from task where done_at is null"
+            "select 'retry', count(*) from retry union all"
+            " select 'task', count(*) from task where done_at is null and attempts > 1"
             " union all select 'work', count(*) from work join sweep using (sweep_id)"
             " where step <> 'done' and state = 'published' union all select 'outbox', count(*) from outbox"
             " union all select 'taint', count(*) from sweep where state = 'published' and taint <> 'resolved'"

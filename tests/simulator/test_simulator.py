@@ -32,7 +32,11 @@ def _simulate(server: PostgresServer, *arguments: str) -> str:
 def test_fixed_seeds_hold(postgres_server: PostgresServer) -> None:
     """Some, and those that found bugs: see BUGS.md."""
     assert "0 schedules went wrong" in _simulate(
-        postgres_server, "--seeds", "0:8,8,13,23,107,120,127,147,5389,5432,5537,5686,5689", "--processes", "1"
+        postgres_server,
+        "--seeds",
+        "0:8,8,13,23,107,120,127,147,5389,5432,5537,5686,5689,7008,7217,8287",
+        "--processes",
+        "1",
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, cast
@@ -505,7 +505,8 @@ class Intake:
             await tx.execute("intake_void_sweep", sweep_id=sweep_id)
             await log(tx, [(predicate.type, self._scope_signer.sign(payload, statement.PAYLOAD_TYPE))])
             return
-        alone = list(_only_claimed_by(self._open(sweep_id, bucket), leaf))
+        cancelled = {row[0] for row in await tx.fetch("intake_cancelled_leaves", sweep_id=sweep_id)}
+        alone = list(_only_claimed_by(self._open(sweep_id, bucket), leaf, cancelled))
         begun = await tx.fetch("intake_begun", sweep_id=sweep_id)
         if not all(_untouched(tree, indices, begun).all() for tree, indices in alone):
             raise Rejected("too-late", "expected a cancel before the erasure began")
@@ -644,14 +645,21 @@ def _leaves_of(file: ScopeFile, ordinals: np.ndarray[Any, Any]) -> Iterable[tupl
             yield tree, indices
 
 
-def _only_claimed_by(file: ScopeFile, leaf: int) -> Iterable[tuple[int, np.ndarray[Any, Any]]]:
-    """Leaf indices that this request claims and no other, per tree."""
+def _only_claimed_by(
+    file: ScopeFile, leaf: int, cancelled: Collection[int]
+) -> Iterable[tuple[int, np.ndarray[Any, Any]]]:
+    """Leaf indices that go because this request claims them, per tree: no other that stands withdraws everything of them.
+
+    Whether the purposes that others withdraw would do without it, the scope file does not say: their requests are planned
+    again, as after a hold."""
     columns = unpack_columns(file.section("claims"))
+    purposes = np.frombuffer(columns["purposes"], "<i8")
+    whole = [one for one in np.flatnonzero(purposes == ALL_PURPOSES).tolist() if one != leaf and one not in cancelled]
     for tree in range(len(cast("list[Any]", file.header["trees"]))):
         indices = np.frombuffer(columns[f"indices/{tree}"], "<u4").astype(np.int64)
         offsets = np.frombuffer(columns[f"offsets/{tree}"], "<u8").astype(np.int64)
         mine = indices[offsets[leaf] : offsets[leaf + 1]]
-        others = np.concatenate((indices[: offsets[leaf]], indices[offsets[leaf + 1] :]))
-        alone = mine[~np.isin(mine, others)]
+        others = [indices[offsets[one] : offsets[one + 1]] for one in whole]
+        alone = mine[~np.isin(mine, np.concatenate(others))] if others else mine
         if len(alone):
             yield tree, alone

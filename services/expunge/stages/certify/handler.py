@@ -24,7 +24,6 @@ from expunge.domain import sweep as sweeps
 from expunge.domain.errors import Rejected
 from expunge.domain.events import SweepId
 from expunge.domain.leaf import derive_key
-from expunge.domain.lifecycle import RequestState
 from expunge.domain.limits import CHUNK_LEAVES
 from expunge.domain.request import RequestId
 from expunge.domain.scopefile import ScopeFile, unpack_columns
@@ -246,13 +245,15 @@ class Certify:
 async def _announced(row: Row, tx: Tx) -> list[Outgoing]:
     sweep_id, number, provision, at = row
     out: list[Outgoing] = []
-    for request_id, result, digest, state in await tx.fetch("certify_certificates", sweep_id=sweep_id, round=number):
+    for request_id, result, digest, completes in await tx.fetch(
+        "certify_certificates", sweep_id=sweep_id, round=number
+    ):
         issued = events.CertificateIssued(
             request_id=RequestId(str(request_id)), provision=Provision(provision), sweep_id=SweepId(str(sweep_id)),
             round=number, result=events.Result(result), certificate_digest=digest.hex(), at=at,
         )  # fmt: skip
         out.append(outgoing(issued, at=at)[1])
-        if state == RequestState.COMPLETED:
+        if completes:
             completed = events.RequestCompleted(request_id=RequestId(str(request_id)), at=at)
             out.append(outgoing(completed, at=at)[1])
     return out

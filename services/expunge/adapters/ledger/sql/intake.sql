@@ -99,6 +99,9 @@ select bucket, state, class, scope_digest from sweep where sweep_id = %(sweep_id
 -- name: intake_void_sweep
 update sweep set state = 'void', moved_at = clock_timestamp() where sweep_id = %(sweep_id)s
 
+-- name: intake_cancelled_leaves
+select leaf from request where sweep_id = %(sweep_id)s and state = 'cancelled' and leaf is not null
+
 -- name: intake_cancelled
 update request set state = 'cancelled', moved_at = clock_timestamp() where request_id = %(request_id)s
 
