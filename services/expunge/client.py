@@ -14,7 +14,7 @@ import secrets
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -23,7 +23,7 @@ from kafka.errors import KafkaError
 from kafka.net.compat import KafkaNetClient
 from pydantic import ValidationError
 
-from expunge.domain import dsse, lineage, topics
+from expunge.domain import dsse, lineage, topics, tracing
 from expunge.domain import request as requests
 from expunge.domain.cloudevents import CloudEvent, to_kafka
 from expunge.domain.errors import Rejected, Retryable
@@ -67,11 +67,13 @@ class Drawn:
     nonce: str
     issued_at: datetime
     expires_at: datetime
+    traceparent: str | None = None
+    """W3C trace context that the request belongs to: carried beside it, not signed."""
 
     @classmethod
     def now(cls, lifetime: timedelta = LIFETIME) -> Self:
         issued_at = datetime.now(UTC)
-        return cls(RequestId(str(uuid.uuid4())), secrets.token_hex(16), issued_at, issued_at + lifetime)
+        return cls(RequestId(str(uuid.uuid4())), secrets.token_hex(16), issued_at, issued_at + lifetime, tracing.new())
 
 
 class Publisher:
@@ -203,10 +205,12 @@ class Publisher:
         """Let the scope be erased that ApprovalAwaited named."""
         return self._request(requests.Approved, drawn, request_id=request_id, scope_root=scope_root)
 
-    def lineage(self, event: lineage.Lineage, *, event_id: str | None = None) -> str:
+    def lineage(
+        self, event: lineage.Lineage, *, event_id: str | None = None, traceparent: str | None = None
+    ) -> str:  # fmt: skip
         """Tell of a source, images, artifacts, a snapshot or a model. Returns the event id."""
         event_id = event_id or str(uuid.uuid4())
-        self._send(topics.LINEAGE, lineage.to_cloudevent(event, event_id, self._source))
+        self._send(topics.LINEAGE, _traced(lineage.to_cloudevent(event, event_id, self._source), traceparent))
         return event_id
 
     def flush(self, seconds: float = FLUSH_SECONDS) -> None:
@@ -218,8 +222,9 @@ class Publisher:
             raise Unacknowledged(tuple(event_id for event_id, _ in failed), failed[0][1])
 
     def close(self) -> None:
-        """Stop, without telling what was not acknowledged: flush first."""
-        self._producer.close(timeout=FLUSH_SECONDS)
+        """Stop, without telling what was not acknowledged: flush first. Raises `Retryable` when it takes too long."""
+        with _translated():
+            self._producer.close(timeout=FLUSH_SECONDS)
 
     def __enter__(self) -> Self:
         return self
@@ -238,7 +243,8 @@ class Publisher:
         common = {"id": drawn.id, "nonce": drawn.nonce, "issued_at": drawn.issued_at, "expires_at": drawn.expires_at}
         request = _fitting({"type": _type_of(kind), "audience": self._audience, **common, **fields})
         envelope = dsse.sign(requests.dump_request(request), requests.PAYLOAD_TYPE, self._key)
-        self._send(topics.REQUESTS, requests.to_cloudevent(request, envelope, self._source))
+        event = requests.to_cloudevent(request, envelope, self._source)
+        self._send(topics.REQUESTS, _traced(event, drawn.traceparent))
         return request.id
 
     def _send(self, topic: topics.Topic, event: CloudEvent) -> None:
@@ -252,6 +258,13 @@ class Publisher:
 
     def _note(self, event_id: str, error: BaseException) -> None:
         self._failed.append((event_id, type(error).__name__))
+
+
+def _traced(event: CloudEvent, traceparent: str | None) -> CloudEvent:
+    """The event in its trace. Raises `Rejected` for what is no traceparent."""
+    if traceparent is not None and tracing.accepted(traceparent) is None:
+        raise Rejected("malformed", "expected a W3C traceparent of version 00")
+    return replace(event, traceparent=traceparent)
 
 
 def _type_of(kind: type[requests.Message]) -> str:

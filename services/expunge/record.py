@@ -6,12 +6,12 @@ Both are idempotent by content: the same event has the same id, the same stateme
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Final
 from uuid import UUID, uuid5
 
-from expunge.domain import events, merkle, topics
+from expunge.domain import events, merkle, topics, tracing
 from expunge.domain.cloudevents import CloudEvent, to_kafka
 from expunge.domain.limits import LOG_ENTRY_BYTES
 from expunge.domain.topics import Topic
@@ -54,7 +54,8 @@ async def emit(
     """
     if not emitted:
         return
-    made = [outgoing(event, at=at, topic=topic) for event in emitted]
+    traces = await _traces(tx, emitted)
+    made = [outgoing(event, at=at, topic=topic, traceparent=_trace(event, traces)) for event in emitted]
     await tx.execute(
         "outbox_put", worker=worker, ids=[identity for identity, _ in made], topics=[one.topic for _, one in made],
         keys=[one.key for _, one in made], headers=[pack_headers(one.headers) for _, one in made],
@@ -62,15 +63,36 @@ async def emit(
     )  # fmt: skip
 
 
-def outgoing(event: events.Event, *, at: datetime | None, topic: Topic | None = None) -> tuple[str, Outgoing]:
-    """The id of an event, and the message that carries it. Parameters as in `emit`."""
+def outgoing(
+    event: events.Event, *, at: datetime | None, topic: Topic | None = None, traceparent: str | None = None
+) -> tuple[str, Outgoing]:  # fmt: skip
+    """The id of an event, and the message that carries it. Parameters as in `emit`; `traceparent`: the trace context of what
+    the event is about, which the message's is a child of."""
     data = events.dump_event(event)
     identity = str(uuid5(NAMESPACE, data.decode()))
     cloud = CloudEvent(
-        id=identity, source=SOURCE, type=event.type, data=data, partitionkey=events.partition_key(event), time=at
-    )
+        id=identity, source=SOURCE, type=event.type, data=data, partitionkey=events.partition_key(event), time=at,
+        traceparent=None if traceparent is None else tracing.child(traceparent, identity),
+    )  # fmt: skip
     key, value, headers = to_kafka(cloud)
     return identity, Outgoing(topic.name if topic else topic_name(event), key or b"", value, headers)
+
+
+def _trace(event: events.Event, traces: Mapping[str, str]) -> str | None:
+    """The trace context of what an event is about."""
+    return next((traces[one] for one in _about(event) if one in traces), None)
+
+
+def _about(event: events.Event) -> list[str]:
+    """Ids of what an event is about, the request first."""
+    ids = (getattr(event, name, None) for name in ("request_id", "sweep_id"))
+    return [str(one) for one in ids if one is not None]
+
+
+async def _traces(tx: Tx, emitted: Sequence[events.Event]) -> dict[str, str]:
+    """The trace context of the requests and sweeps that events are about, by id: of those that have one."""
+    about = sorted({one for event in emitted for one in _about(event)})
+    return {str(row[0]): row[1] for row in await tx.fetch("record_traces", ids=about)} if about else {}
 
 
 def pack_headers(headers: Sequence[tuple[str, bytes]]) -> bytes:

@@ -20,11 +20,14 @@ from expunge.wiring.up import API
 from tests.guards.sources import ROOT
 
 FILE = ROOT / "docker-compose.yml"
-SERVERS = {"kafka", "postgres", "prometheus"}
-SET_UP = {"migrate", "topics", "keys"}
+SERVERS = {"kafka", "postgres", "versitygw", "prometheus", "alertmanager", "grafana"}
+SET_UP = {"migrate", "topics", "keys", "witness-key"}
+BESIDE = {"canary", "witness"}
+WITNESS = {"witness", "witness-key"}
+"""An auditor's, though on this machine: they get neither settings nor the database."""
 ERASERS = {"purge", "invalidate", "retrain"}
 """Workers that write to stores."""
-OURS = sorted({*WORKERS, API, *SET_UP})
+OURS = sorted({*WORKERS, API, *SET_UP, *BESIDE})
 
 
 @cache
@@ -69,7 +72,7 @@ def default(value: str) -> str | None:
 
 
 def test_services_are_the_workers_the_servers_and_the_steps_before() -> None:
-    assert set(compose()["services"]) == {*WORKERS, API, *SERVERS, *SET_UP}
+    assert set(compose()["services"]) == {*WORKERS, API, *SERVERS, *SET_UP, *BESIDE}
 
 
 @pytest.mark.parametrize("name", WORKERS)
@@ -104,9 +107,48 @@ def test_our_containers_have_no_rights_to_spare(name: str) -> None:
     assert one["build"]["dockerfile"] == "ops/images/Dockerfile"
 
 
+@pytest.mark.parametrize("name", sorted(SERVERS))
+def test_servers_have_no_rights_to_spare_either(name: str) -> None:
+    one = service(name)
+    assert one["read_only"] is True
+    assert one["cap_drop"] == ["ALL"]
+    assert one["security_opt"] == ["no-new-privileges:true"]
+    assert one["user"].partition(":")[0].isdigit()
+    assert one["user"].partition(":")[0] != "0"
+    assert not {"privileged", "cap_add", "devices", "pid", "ipc"} & one.keys()
+    assert one["healthcheck"]["test"]
+
+
+@pytest.mark.parametrize("name", sorted({*SERVERS, *OURS}))
+def test_memory_and_processes_are_limited(name: str) -> None:
+    assert service(name)["mem_limit"]
+    assert service(name)["pids_limit"]
+
+
+def test_the_witness_knows_nothing_of_the_deployment() -> None:
+    for name in WITNESS:
+        assert service(name)["environment"] == {}
+        assert "secrets" not in service(name)
+        assert set(mounts(name)) == {"/data/witness", "/data/public"}
+
+
+def test_secrets_are_drawn_once_and_readable_to_nobody_else(tmp_path: Path) -> None:
+    script = ROOT / "ops" / "compose" / "secrets.sh"
+    given = {**os.environ, "EXPUNGE_SECRETS": str(tmp_path / "s")}
+    subprocess.run(["sh", str(script)], env=given, check=True)
+    first = {path.name: path.read_bytes() for path in (tmp_path / "s").iterdir()}
+    assert set(first) == {Path(one["file"]).name for one in compose()["secrets"].values()}
+    assert all(len(text) >= 20 for text in first.values())
+    assert len(set(first.values())) == len(first)
+    subprocess.run(["sh", str(script)], env=given, check=True)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "s").iterdir()} == first
+    assert (tmp_path / "s").stat().st_mode & 0o077 == 0
+    assert (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines().count("secrets/") == 1
+
+
 def test_only_erasing_workers_can_write_to_stores_and_only_the_rescanner_can_read_them_besides() -> None:
     for name in OURS:
-        writable = {"/stores": ("stores", True)} if name in ERASERS else {}
+        writable = {"/stores": ("stores", True)} if name in {*ERASERS, "canary"} else {}
         readable = {"/stores": ("stores", False)} if name == "rescan" else {}
         assert {target: how for target, how in mounts(name).items() if target == "/stores"} == writable | readable, name
 
@@ -138,7 +180,7 @@ def test_images_of_others_are_pinned_by_a_variable() -> None:
         assert "latest" not in service(name)["image"]
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", [name for name in OURS if name not in WITNESS])
 def test_every_setting_is_given_and_no_other_variable(name: str) -> None:
     given = set(service(name)["environment"])
     secret = {one.upper() for one in service(name)["secrets"]}

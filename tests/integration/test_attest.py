@@ -24,7 +24,7 @@ from expunge.domain.words import Provision
 from expunge.metrics import UNATTESTED, WITNESS_ANSWERS
 from expunge.ports import Timestamper, Witness, WitnessAt
 from expunge.stages.prove import Attest, Prove
-from expunge.wiring.coordinate import set_gauges
+from expunge.wiring.gauges import set_gauges
 from expunge.witness import cosigner
 from expunge.witness.server import application
 from tests.authority import Authority

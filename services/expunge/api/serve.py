@@ -26,7 +26,7 @@ from expunge.domain.errors import Misconfigured, Retryable
 from expunge.readside import Reader
 from expunge.settings import Settings
 from expunge.wiring import Deployment, now
-from expunge.wiring.run import configure_logging
+from expunge.wiring.logs import configure_logging
 from expunge.workers.health import Health, serve
 
 NAME: Final = "api"

@@ -19,6 +19,7 @@ from expunge.cli import (
     audit,
     backup,
     breaker,
+    canary,
     disclose,
     evidence,
     keys,
@@ -91,6 +92,7 @@ def build(flags: _Flags) -> typer.Typer:
     breaker.add(app)
     app.add_typer(models.commands(), name="models")
     app.add_typer(keys.commands(), name="keys")
+    app.add_typer(canary.commands(), name="canary")
     log.add(app)
     operate.add(app)
     api.add(app)

@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
 
-from expunge.domain import canonical
+from expunge.domain import canonical, tracing
 from expunge.domain.canonical import Json, base64_decode
 from expunge.domain.errors import Rejected
 from expunge.domain.limits import MESSAGE_BYTES, TEXT_CHARS
@@ -43,12 +43,16 @@ class CloudEvent:
     subject: str | None = None
     dataschema: str | None = None
     partitionkey: str | None = None
+    traceparent: str | None = None
+    """W3C trace context, in the extension attribute and in the header that tracers look for."""
 
 
 def to_kafka(event: CloudEvent) -> tuple[bytes | None, bytes, Headers]:
     """Key, value and headers of a record in binary mode. The key is the partition key."""
     headers = [("content-type", event.datacontenttype.encode()), ("ce_specversion", b"1.0")]
     headers += [(f"ce_{name}", value.encode()) for name, value in _attributes(event)]
+    if event.traceparent is not None:
+        headers += [(name, event.traceparent.encode()) for name in ("ce_traceparent", "traceparent")]
     return event.partitionkey.encode() if event.partitionkey is not None else None, event.data, headers
 
 
@@ -62,13 +66,14 @@ def from_kafka(key: bytes | None, value: bytes | None, headers: Iterable[tuple[s
     if len(headers) > MAX_HEADERS:
         raise Rejected("oversized", f"expected at most {MAX_HEADERS} headers, got {len(headers)}")
     attributes = _from_headers(headers)
+    body = value
     if attributes.get("datacontenttype", "").lower().startswith("application/cloudevents"):
         attributes, value = _from_structured(attributes["datacontenttype"], value)
     if key is not None:
         text = _text("key", key)
         if attributes.setdefault("partitionkey", text) != text:
             raise Rejected("malformed", "expected the key to be the partitionkey attribute")
-    return _event(attributes, value)
+    return replace(_event(attributes, value), traceparent=_trace(headers, body if body is not value else None))
 
 
 def _attributes(event: CloudEvent) -> list[tuple[str, str]]:
@@ -82,6 +87,16 @@ def _attributes(event: CloudEvent) -> list[tuple[str, str]]:
     ]
     named += [("dataschema", event.dataschema), ("partitionkey", event.partitionkey)]
     return [(name, value) for name, value in named if value is not None]
+
+
+def _trace(headers: Iterable[tuple[str, bytes | None]], structured: bytes | None) -> str | None:
+    """The hop's header first, then the attribute, wherever that is. What is no traceparent is as good as none."""
+    found = {name.lower(): (value or b"").decode("ascii", "replace") for name, value in headers}
+    given = [found.get("traceparent"), found.get("ce_traceparent")]
+    if structured is not None:
+        body = canonical.loads(structured)
+        given.append(str(body.get("traceparent")) if isinstance(body, dict) else None)
+    return next((one for one in map(tracing.accepted, given) if one is not None), None)
 
 
 def _from_headers(headers: list[tuple[str, bytes | None]]) -> dict[str, str]:

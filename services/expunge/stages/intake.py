@@ -350,7 +350,7 @@ class Intake:
         inserted: set[str] = set()
         if rows:
             names = ("ids", "types", "classes", "states", "subjects", "purposes", "regulations", "bodies", "digests",
-                     "key_ids", "nonces", "due")  # fmt: skip
+                     "key_ids", "nonces", "due", "traces")  # fmt: skip
             columns = dict(zip(names, map(list, zip(*rows.values(), strict=True)), strict=True))
             bucket = judged.at.date()
             for (request_id,) in await tx.fetch("intake_insert", **columns, at=judged.at, bucket=bucket):
@@ -443,6 +443,7 @@ class Intake:
         return (
             body.id, body.type, kind, state, subject, mask, regulation, one.payload,
             hashlib.sha256(one.payload).digest(), one.key_id, body.nonce, self._policy.due(body, at),
+            one.delivery.event.traceparent,
         )  # fmt: skip
 
     async def _hold(self, hold: HoldPlaced, at: datetime, tx: Tx) -> None:

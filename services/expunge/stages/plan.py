@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pyroaring import BitMap64
 
-from expunge import restored
+from expunge import metrics, restored
 from expunge.chunks.spool import Spool
 from expunge.crashing import crash_point
 from expunge.domain import certificate, merkle, scopefile, statement, suppression
@@ -404,6 +404,8 @@ class Plan:
         payload = statement.payload(predicate, {"scope-file": file_digest.hex()})
         envelope = self._signer.sign(payload, PAYLOAD_TYPE)
         await self._record(tx, claimed, built, predicate, payload, envelope, held, bucket, at)
+        metrics.SWEEP_REQUESTS.labels(claimed.sweep_class).observe(len(claimed.ids))
+        metrics.SWEEP_ARTIFACTS.labels(claimed.sweep_class).observe(sum(tree.leaves for tree in built.trees))
         crash_point("plan.recorded")
         return sweep_id
 
@@ -504,7 +506,7 @@ class Plan:
             scope_digest=hashlib.sha256(payload).digest(), scope_envelope=envelope, scope_index=index,
             file_digest=bytes.fromhex(predicate.file), ordinals=BitMap64(built.images).serialize(),
             last_artifact=max((int(part.max()) for tree in built.trees for part in tree.ids if len(part)), default=0), at=at,
-            expires_at=at + self._policy.approval_time if claimed.sweep_class == ORDER else None,
+            expires_at=at + self._policy.approval_time if claimed.sweep_class == ORDER else None, first=claimed.ids[0],
         )  # fmt: skip
         await tx.execute(
             "plan_put_work", sweep_id=sweep_id, trees=[run[0] for run in runs], first=[run[1] for run in runs],

@@ -111,7 +111,7 @@ class Reconcile:
         sweep = await self._sweep(lease, cursor)
         counts = await self._counts(cursor)
         crash_point("reconcile.counted")
-        return partial(self._finish, cursor, counts, sweep)
+        return partial(self._finish, _result_key(lease.input), cursor, counts, sweep)
 
     # 1
 
@@ -273,7 +273,8 @@ class Reconcile:
         return sorted(counts, key=lambda one: (one.source, one.kind))
 
     async def _finish(
-        self, cursor: Mapping[str, object], counts: Sequence[ReconciledCount], sweep: ReconciledSweep | None, tx: Tx
+        self, key: str | None, cursor: Mapping[str, object], counts: Sequence[ReconciledCount],
+        sweep: ReconciledSweep | None, tx: Tx,
     ) -> None:  # fmt: skip
         at = statement.instant(self._clock())
         size = int(str(cursor["size"]))
@@ -287,8 +288,18 @@ class Reconcile:
             payload = statement.payload(said, {"counts": hashlib.sha256(body).hexdigest()})
             entries.append((said.type, self._signer.sign(payload, PAYLOAD_TYPE)))
         await log(tx, entries)
+        if key is not None:
+            await tx.execute(
+                "reconcile_result", key=key, unaccounted=sum(abs(one.difference) for one in counts),
+                present=sweep.present if sweep is not None else 0, at=at,
+            )  # fmt: skip
         differing = sum(one.difference != 0 for one in counts)
         _log.info("reconciled", action="reconcile", log_size=size, counts=len(counts), differing=differing)
+
+
+def _result_key(given: Mapping[str, object]) -> str | None:
+    """Under which key a run's result is kept: none where somebody asked for a few sources."""
+    return str(given["sweep"]) if "sweep" in given else None if "sources" in given else "all"
 
 
 async def _sources(tx: Tx, given: Mapping[str, object]) -> list[int]:

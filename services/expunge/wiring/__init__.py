@@ -27,7 +27,7 @@ from expunge.adapters.stores.table import open_reader, open_store, rewrites_unit
 from expunge.chunks.scopes import Scopes
 from expunge.domain import hashing, statement
 from expunge.domain.errors import Misconfigured, Retryable
-from expunge.domain.events import AuditPassed
+from expunge.domain.events import AuditFailed, AuditPassed
 from expunge.domain.note import NoteKey
 from expunge.domain.words import Role
 from expunge.pipeline import WORKERS
@@ -473,6 +473,7 @@ def _coordinate(deployment: Deployment, wake: asyncio.Event) -> _Stages:
             key_retention=timedelta(days=deployment.settings.key_retention_days) or None,
             wake=wake,
             attest=deployment.attest(),
+            stores=tuple(deployment.settings.stores),
         )
         made.append(coordinator)
         return coordinator.run
@@ -494,6 +495,13 @@ def _coordinate(deployment: Deployment, wake: asyncio.Event) -> _Stages:
     return {requests: [intake], outcomes: [dispatch, certify]}, loops, {certify.task_kind: certify.task}
 
 
+def note_audit(said: AuditPassed | AuditFailed | None) -> None:
+    """Show what an audit found."""
+    metrics.AUDIT_FAILED.set(isinstance(said, AuditFailed))
+    if isinstance(said, AuditPassed):
+        metrics.AUDIT_AT.set_to_current_time()
+
+
 def _audit(deployment: Deployment) -> Callable[[DeliveryHost], Background]:
     def timer(host: DeliveryHost) -> Background:
         audit = Audit(
@@ -505,8 +513,8 @@ def _audit(deployment: Deployment) -> Callable[[DeliveryHost], Background]:
 
         async def run() -> None:
             while True:
-                if isinstance(await audit.run(), AuditPassed):
-                    metrics.AUDIT_AT.set_to_current_time()
+                with metrics.STAGE_SECONDS.labels("audit").time():
+                    note_audit(await audit.run())
                 await host.publish_outbox()
                 host.progress += 1
                 await asyncio.sleep(deployment.settings.audit_seconds)

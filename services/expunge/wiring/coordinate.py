@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final
@@ -20,11 +20,12 @@ import structlog
 from expunge import metrics
 from expunge.crashing import crash_point
 from expunge.domain.errors import Retryable
-from expunge.ports import Clock, Ledger, Outgoing, Tx
+from expunge.ports import Clock, Ledger, Outgoing
 from expunge.stages.certify import Certify
 from expunge.stages.dispatch import Dispatch
 from expunge.stages.plan import ORDER, PEOPLE, Plan
 from expunge.stages.prove import Attest, Prove
+from expunge.wiring.gauges import set_gauges
 
 IDLE_SECONDS: Final = 1.0
 ATTEST_SECONDS: Final = 1.0
@@ -61,6 +62,8 @@ class Coordinator:
     """Where the settings name witnesses or a time stamping authority; nothing waits without."""
     _published: asyncio.Event = field(default_factory=asyncio.Event)
     key_retention: timedelta | None = None
+    stores: Collection[str] = ()
+    """Names of the deployment's stores, for gauges."""
     _to_announce: bool = True
     _redriven: float = 0.0
     _destroyed: float = -DESTROY_SECONDS
@@ -87,7 +90,8 @@ class Coordinator:
     async def turn(self) -> bool:
         """Move everything that can move one step on; whether anything did."""
         moved = await self._seal()
-        published = await self.prove.publish()
+        with metrics.STAGE_SECONDS.labels("prove").time():
+            published = await self.prove.publish()
         if published is None:
             announced = self._to_announce and await self._announce()
             return await self._attested() or announced or moved
@@ -97,7 +101,6 @@ class Coordinator:
             crash_point("prove.recorded")
         crash_point("coordinate.committed")
         self._to_announce = True
-        metrics.LOG_SIZE.set(published.size)
         self._published.set()
         await self.publish_outbox()
         await self._announce()
@@ -110,6 +113,7 @@ class Coordinator:
             messages = await self.certify.issue(tx)
             if messages:
                 await self.publish(messages)
+        self.certify.announced()
         self._to_announce = False
         return bool(messages)
 
@@ -147,9 +151,11 @@ class Coordinator:
             if not (0 <= age < PATIENCE_SECONDS and await self.plan.crowded(count)):
                 if 0 <= age < self.window_seconds:
                     await asyncio.sleep(self.window_seconds - age)
-                moved = await self.plan.seal_people() is not None
+                with metrics.STAGE_SECONDS.labels("plan").time():
+                    moved = await self.plan.seal_people() is not None
         if ORDER in waiting:
-            moved |= await self.plan.seal_order() is not None
+            with metrics.STAGE_SECONDS.labels("plan").time():
+                moved |= await self.plan.seal_order() is not None
         if moved:
             crash_point("plan.committed")
         return moved
@@ -176,27 +182,4 @@ class Coordinator:
         if now - self._gauged >= GAUGES_SECONDS:
             self._gauged = now
             async with self.ledger.transaction() as tx:
-                await set_gauges(tx)
-
-
-async def set_gauges(tx: Tx) -> None:
-    """State gauges, from rows."""
-    for family, query in (
-        (metrics.REQUESTS, "gauge_requests"),
-        (metrics.WORK_OPEN, "gauge_work"),
-        (metrics.MODELS, "gauge_models"),
-        (metrics.RETRAINING, "gauge_retraining"),
-        (metrics.RETRIES, "gauge_retries"),
-        (metrics.DEAD_LETTERS, "gauge_dead_letters"),
-        (metrics.OLDEST_OPEN_SECONDS, "gauge_oldest"),
-        (metrics.BREAKERS_OPEN, "gauge_breakers"),
-    ):
-        family.clear()
-        for *labels, value in await tx.fetch(query):
-            family.labels(*labels).set(float(value))
-    for ((value,),), gauge in (
-        (await tx.fetch("gauge_deadline"), metrics.NEAREST_DEADLINE),
-        (await tx.fetch("gauge_outbox"), metrics.OUTBOX),
-        (await tx.fetch("gauge_unattested"), metrics.UNATTESTED),
-    ):
-        gauge.set(float(value or 0))
+                await set_gauges(tx, self.stores)

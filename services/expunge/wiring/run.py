@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import structlog
@@ -19,23 +19,11 @@ from expunge.adapters.broker.topics import expect_room
 from expunge.domain.errors import Retryable
 from expunge.domain.topics import TOPICS
 from expunge.settings import Settings
-from expunge.wiring import Background, build_worker
+from expunge.wiring import Background, build_worker, now
+from expunge.wiring.logs import configure_logging
 from expunge.workers.delivery import DeliveryHost
 
 COMMITTED_SECONDS = 5.0
-
-
-def configure_logging(level: str) -> None:
-    """JSON lines on stderr. Code logs codes, ids of ours and counts; nothing that came from a request."""
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.JSONRenderer(),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping().get(level.upper(), 20)),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
 
 
 def run_worker(name: str, settings: Settings) -> None:
@@ -64,7 +52,7 @@ def run_worker(name: str, settings: Settings) -> None:
 
     background = list(worker.background)
     if not worker.host.topics:
-        asyncio.run(_without_topics(start, background))
+        asyncio.run(_without_topics(start, [*background, _watching_clock(worker.host)]))
         return
     instance = f"{name}-{settings.instance}"
     expect_room(
@@ -96,8 +84,12 @@ def _watching(host: DeliveryHost, committed: Callable[[], Mapping[tuple[str, int
     async def watch() -> None:
         while True:
             await asyncio.sleep(COMMITTED_SECONDS)
-            async with host.ledger.transaction() as tx:
-                rows = await tx.fetch("delivery_positions", worker=host.worker)
+            try:
+                async with host.ledger.transaction() as tx:
+                    rows = await tx.fetch("delivery_positions", worker=host.worker)
+                await measure_clock(host)
+            except Retryable:
+                continue  # the database is away: the gauges stay, and readiness says so
             handled = {(topic, partition): offset for topic, partition, offset in rows}
             above = dict.fromkeys(host.topics, 0)
             for (topic, partition), offset in committed().items():
@@ -105,6 +97,27 @@ def _watching(host: DeliveryHost, committed: Callable[[], Mapping[tuple[str, int
                     above[topic] += max(0, offset - handled.get((topic, partition), 0))
             for topic, count in above.items():
                 metrics.COMMITTED_ABOVE_HANDLED.labels(host.worker, topic).set(count)
+
+    return watch
+
+
+async def measure_clock(host: DeliveryHost) -> None:
+    """Set how far this process's clock is ahead of PostgreSQL's, seen from the middle of one round trip."""
+    async with host.ledger.transaction() as tx:
+        before = now()
+        ((theirs,),) = await tx.fetch("clock")
+        after = now()
+    metrics.CLOCK_OFFSET.labels(host.worker).set((before + (after - before) / 2 - theirs).total_seconds())
+
+
+def _watching_clock(host: DeliveryHost) -> Background:
+    """For a worker that has no offsets to watch."""
+
+    async def watch() -> None:
+        while True:
+            with suppress(Retryable):
+                await measure_clock(host)
+            await asyncio.sleep(COMMITTED_SECONDS)
 
     return watch
 

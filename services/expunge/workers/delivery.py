@@ -11,20 +11,22 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from uuid import UUID
 
 import structlog
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from structlog.contextvars import bound_contextvars
 
 from expunge import metrics
 from expunge.crashing import crash_point
-from expunge.domain import canonical, events, topics
+from expunge.domain import canonical, events, topics, tracing
 from expunge.domain.cloudevents import CloudEvent, from_kafka
 from expunge.domain.errors import FencedOff, Rejected, Retryable
 from expunge.ports import Broker, Clock, Delivery, Handler, Ledger, Outgoing, Refused, Tx
@@ -37,10 +39,13 @@ CRASHES: Final = 3
 """A message that was in flight when its worker died this often is quarantined."""
 
 OUTBOX_BATCH: Final = 500
+TRACES: Final = 8
+"""Most trace ids that the log lines of one batch carry."""
 LEFT_BEHIND_SECONDS: Final = 10.0
 """Outbox rows this old were left by a crash: any worker's relay publishes them."""
 
 _log = structlog.get_logger()
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +151,7 @@ class DeliveryHost:
         self._clock = clock
         self._committed = committed
         self._suspects: dict[tuple[str, int, int], int] = {}
+        self._spent: dict[str, float] = {}
         self._publishing = asyncio.Lock()
         self.progress = 0
         """Batches finished, for liveness."""
@@ -201,12 +207,17 @@ class DeliveryHost:
             self._in_flight[topic].hold(records)
             crash_point("delivery.held")
             try:
-                await self._apply(topic, records, deliveries, dead)
+                with bound_contextvars(**_traced(deliveries)):
+                    await self._apply(topic, records, deliveries, dead)
+                    _log.debug("batch handled", worker=self.worker, topic=topic, count=len(records))
             except (Retryable, asyncio.CancelledError):
                 # The database's doing, or a shutdown: no reason to suspect the messages.
                 self._in_flight[topic].release()
                 raise
             self._in_flight[topic].release()
+        for handler in handlers:
+            if spent := self._spent.pop(type(handler).__name__.lower(), 0.0):
+                metrics.STAGE_SECONDS.labels(type(handler).__name__.lower()).observe(spent)
         await self._clear(records)
         await self.publish_outbox()
         self._committed()
@@ -222,7 +233,9 @@ class DeliveryHost:
         parked = [(identity, "queued") for identity in waiting]
         batch = [deliveries[identity][0] for identity in fresh]
         try:
-            acted = [await handler.act(batch) for handler in self._handlers[topic]] if batch else []
+            acted = (
+                [await self._timed(handler, handler.act(batch)) for handler in self._handlers[topic]] if batch else []
+            )
             crash_point("delivery.acted")
             await self._commit(topic, records, deliveries, dead, fresh, parked, acted)
         except _OvertakenError:
@@ -232,6 +245,15 @@ class DeliveryHost:
             _log.warning("parked", worker=self.worker, topic=topic, count=len(batch), kind=type(error).__name__)
             parked += [(identity, "retryable") for identity in fresh]
             await self._commit(topic, records, deliveries, dead, [], parked, [])
+
+    async def _timed(self, handler: Handler, doing: Awaitable[T]) -> T:
+        """Its result; its time is added to the stage's, which bears the name of the handler's class."""
+        started = time.perf_counter()
+        try:
+            return await doing
+        finally:
+            stage = type(handler).__name__.lower()
+            self._spent[stage] = self._spent.get(stage, 0.0) + time.perf_counter() - started
 
     async def _commit(
         self,
@@ -252,7 +274,7 @@ class DeliveryHost:
                 if len(rows) < len(fresh):
                     raise _OvertakenError
             for handler, one in zip(self._handlers[topic], acted, strict=bool(fresh)):
-                for refused in await handler.commit(one, tx) or ():
+                for refused in await self._timed(handler, handler.commit(one, tx)) or ():
                     self._sort_refused(refused, identities, deliveries, parked, dead)
             if parked:
                 await self._park(tx, [(one, deliveries[one], reason) for one, reason in parked])
@@ -412,7 +434,8 @@ class DeliveryHost:
                 await self._bury(tx, [(record, delivery.event.id, "poison")])
             return
         try:
-            acted = [await handler.act([delivery]) for handler in self._handlers[record.topic]]
+            with bound_contextvars(**_traced({event_id: (delivery, record)})):
+                acted = [await handler.act([delivery]) for handler in self._handlers[record.topic]]
             crash_point("delivery.parked-acted")
             async with self.ledger.transaction() as tx:
                 if not await tx.execute("retry_done", worker=self.worker, ids=[event_id]):
@@ -445,6 +468,13 @@ def dedupe_id(event: CloudEvent, record: Record, *, dedupe: bool) -> str:
         return event.id
     digest = sha256(event.id.encode() + b"\0" + event.data).hexdigest()
     return digest if dedupe else f"{record.topic}/{record.partition}/{record.offset}/{digest}"
+
+
+def _traced(deliveries: Mapping[str, tuple[Delivery, Record]]) -> dict[str, list[str]]:
+    """What log lines say of the traces in a batch: the first few trace ids, if there is any."""
+    contexts = [one.event.traceparent for one, _ in deliveries.values()]
+    found = sorted({tracing.trace_id(one) for one in contexts if one is not None})[:TRACES]
+    return {"trace": found} if found else {}
 
 
 def scope_of(delivery: Delivery) -> str:

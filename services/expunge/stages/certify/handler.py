@@ -18,6 +18,7 @@ from uuid import UUID
 
 import numpy as np
 
+from expunge import metrics
 from expunge.crashing import crash_point
 from expunge.domain import dsse, events, statement
 from expunge.domain import sweep as sweeps
@@ -68,6 +69,8 @@ class Certify:
         self._issuer = issuer
         self._not_covered = tuple(not_covered)
         self._dropping = Dropping()
+        self._accepted: list[tuple[str, datetime]] = []
+        """Class and acceptance of the requests whose data certificate `issue` gave last."""
 
     async def act(self, deliveries: Sequence[Delivery]) -> list[UUID]:
         """Which sweeps may have finished requests now."""
@@ -239,24 +242,35 @@ class Certify:
         rows = await tx.fetch("certify_unissued")
         if rows:
             await tx.execute("certify_issued", sweeps=[row[0] for row in rows], rounds=[row[1] for row in rows])
-        return [one for row in rows for one in await _announced(row, tx)]
+        self._accepted.clear()
+        return [one for row in rows for one in await self._announce(row, tx)]
+
+    def announced(self) -> None:
+        """What `issue` gave last is with Kafka, and counts as announced from now on."""
+        at = self._clock()
+        for sweep_class, accepted_at in self._accepted:
+            metrics.CERTIFIED_SECONDS.labels(sweep_class).observe(max(0.0, (at - accepted_at).total_seconds()))
+        self._accepted.clear()
+
+    async def _announce(self, row: Row, tx: Tx) -> list[Outgoing]:
+        sweep_id, number, provision, at = row
+        certified = await tx.fetch("certify_certificates", sweep_id=sweep_id, round=number)
+        if provision == Provision.DATA:
+            self._accepted += [(sweep_class, accepted_at) for *_, sweep_class, accepted_at, _ in certified]
+        return [one for certificate in certified for one in _messages(sweep_id, number, provision, at, certificate)]
 
 
-async def _announced(row: Row, tx: Tx) -> list[Outgoing]:
-    sweep_id, number, provision, at = row
-    out: list[Outgoing] = []
-    for request_id, result, digest, completes in await tx.fetch(
-        "certify_certificates", sweep_id=sweep_id, round=number
-    ):
-        issued = events.CertificateIssued(
-            request_id=RequestId(str(request_id)), provision=Provision(provision), sweep_id=SweepId(str(sweep_id)),
-            round=number, result=events.Result(result), certificate_digest=digest.hex(), at=at,
-        )  # fmt: skip
-        out.append(outgoing(issued, at=at)[1])
-        if completes:
-            completed = events.RequestCompleted(request_id=RequestId(str(request_id)), at=at)
-            out.append(outgoing(completed, at=at)[1])
-    return out
+def _messages(sweep_id: UUID, number: int, provision: str, at: datetime, certified: Row) -> list[Outgoing]:
+    """What is said of one certificate. `certified`: a row of `certify_certificates`."""
+    request_id, result, digest, completes, _, _, trace = certified
+    issued = events.CertificateIssued(
+        request_id=RequestId(str(request_id)), provision=Provision(provision), sweep_id=SweepId(str(sweep_id)),
+        round=number, result=events.Result(result), certificate_digest=digest.hex(), at=at,
+    )  # fmt: skip
+    said: list[events.Event] = [issued]
+    if completes:
+        said.append(events.RequestCompleted(request_id=RequestId(str(request_id)), at=at))
+    return [outgoing(one, at=at, traceparent=trace)[1] for one in said]
 
 
 async def _nothing(_: Tx) -> None:

@@ -150,7 +150,8 @@ order by log_index for update skip locked
 -- `completes`: whether it was this round that closed the request; a round may be announced after later ones closed more.
 -- name: certify_certificates
 select c.request_id, c.result, c.digest,
-    q.state = 'completed' and q.sweep_id = c.sweep_id and coalesce(q.models_round, q.data_round) = c.round as completes
+    q.state = 'completed' and q.sweep_id = c.sweep_id and coalesce(q.models_round, q.data_round) = c.round as completes,
+    q.class, q.accepted_at, q.trace
 from certificate c join request q using (request_id)
 where c.sweep_id = %(sweep_id)s and c.round = %(round)s order by q.leaf
 

@@ -40,13 +40,14 @@ on conflict do nothing
 
 -- name: intake_insert
 insert into request (request_id, type, class, state, subject_ref, purposes, regulation, body, body_digest, key_id, nonce,
-                     accepted_at, due, bucket)
+                     accepted_at, due, bucket, trace)
 select t.request_id, t.type, t.class, t.state, t.subject_ref, t.purposes, t.regulation, t.body, t.body_digest, t.key_id, t.nonce,
-       %(at)s, t.due, %(bucket)s
+       %(at)s, t.due, %(bucket)s, t.trace
 from unnest(
     %(ids)s::uuid[], %(types)s::text[], %(classes)s::text[], %(states)s::text[], %(subjects)s::text[], %(purposes)s::bigint[],
-    %(regulations)s::text[], %(bodies)s::bytea[], %(digests)s::bytea[], %(key_ids)s::text[], %(nonces)s::text[], %(due)s::timestamptz[]
-) as t(request_id, type, class, state, subject_ref, purposes, regulation, body, body_digest, key_id, nonce, due)
+    %(regulations)s::text[], %(bodies)s::bytea[], %(digests)s::bytea[], %(key_ids)s::text[], %(nonces)s::text[], %(due)s::timestamptz[],
+    %(traces)s::text[]
+) as t(request_id, type, class, state, subject_ref, purposes, regulation, body, body_digest, key_id, nonce, due, trace)
 on conflict do nothing
 returning request_id
 

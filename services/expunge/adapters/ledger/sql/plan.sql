@@ -146,9 +146,10 @@ insert into suppressed_page (macs) values (%(macs)s)
 
 -- name: plan_put_sweep
 insert into sweep (sweep_id, class, state, bucket, requests, images, leaves, trees, scope_digest, scope_envelope, scope_index,
-                   file_digest, ordinals, last_artifact, sealed_at, expires_at)
+                   file_digest, ordinals, last_artifact, sealed_at, expires_at, trace)
 values (%(sweep_id)s, %(class)s, 'sealed', %(bucket)s, %(requests)s, %(images)s, %(leaves)s, %(trees)s, %(scope_digest)s,
-        %(scope_envelope)s, %(scope_index)s, %(file_digest)s, %(ordinals)s, %(last_artifact)s, %(at)s, %(expires_at)s)
+        %(scope_envelope)s, %(scope_index)s, %(file_digest)s, %(ordinals)s, %(last_artifact)s, %(at)s, %(expires_at)s,
+        (select trace from request where request_id = %(first)s))
 
 -- name: plan_put_work
 insert into work (sweep_id, tree, first_chunk, end_chunk, step)

@@ -27,7 +27,9 @@ insert into log_checkpoint (size, root) values (%(size)s, %(root)s) on conflict 
 select root from log_checkpoint where size = %(size)s
 
 -- name: prove_signed
-update log_checkpoint set note = %(note)s, attested = %(attested)s where size = %(size)s and note is null
+update log_checkpoint set note = %(note)s, attested = %(attested)s,
+    attested_at = case when %(attested)s then clock_timestamp() end
+where size = %(size)s and note is null
 
 -- name: prove_note
 select note from log_checkpoint where size = %(size)s
@@ -42,7 +44,8 @@ select size, note, token, attested, exists (
 from newest
 
 -- name: attest_record
-update log_checkpoint set note = %(note)s, cosigned = %(cosigned)s, token = %(token)s, attested = %(attested)s
+update log_checkpoint set note = %(note)s, cosigned = %(cosigned)s, token = %(token)s, attested = %(attested)s,
+    attested_at = case when %(attested)s then clock_timestamp() end
 where size = %(size)s and note is not null and not attested and cosigned <= %(cosigned)s
 
 -- name: attest_size

@@ -57,6 +57,14 @@ where predicate = 'urn:expunge:registered:v1' and index > %(after)s and index < 
 -- name: reconcile_names
 select source_no, name from source where source_no = any(%(sources)s::integer[])
 
+-- What came back counts where everything was certified: else what is there may be what could not be erased.
+-- name: reconcile_result
+insert into reconciled (key, unaccounted, came_back, at)
+values (%(key)s, %(unaccounted)s, case when exists (
+    select from request where sweep_id::text = %(key)s and data_result = 'complete') then %(present)s::bigint else 0 end, %(at)s)
+on conflict (key) do update
+set unaccounted = excluded.unaccounted, came_back = excluded.came_back, at = excluded.at where reconciled.at <= excluded.at
+
 -- name: reconcile_done
 select done_at is not null from task where kind = 'reconcile' and key = %(key)s
 

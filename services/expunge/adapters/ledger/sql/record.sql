@@ -7,6 +7,11 @@ select %(worker)s, t.* from unnest(
 ) as t
 on conflict do nothing
 
+-- name: record_traces
+select request_id, trace from request where request_id = any(%(ids)s::uuid[]) and trace is not null
+union all
+select sweep_id, trace from sweep where sweep_id = any(%(ids)s::uuid[]) and trace is not null
+
 -- name: outbox_take
 select id, topic, key, headers, value from outbox
 where (worker = %(worker)s or at < clock_timestamp() - make_interval(secs => %(age)s::float8)
