@@ -5,18 +5,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test up demo bench faults soak schemas lock clean
+.PHONY: help setup check test up up-here down demo bench faults soak schemas dashboards lock clean
 
 help:
 	@echo "make setup    the environment, from the lock file; nothing to do when up to date"
 	@echo "make check    format, lint, types, import contracts, schema drift"
 	@echo "make test     unit, contract and integration tests on real PostgreSQL and Kafka"
 	@echo "make demo     the whole story in one run"
-	@echo "make up       everything on this machine, until Ctrl-C"
+	@echo "make up       everything in containers (docker compose), where an engine answers; else as up-here"
+	@echo "make up-here  everything on this machine without containers, until Ctrl-C"
+	@echo "make down     stop what make up started in containers; data stays"
 	@echo "make bench    measurements"
 	@echo "make faults   the fault matrix on real servers, with its figures"
 	@echo "make soak     crash pairs, long faults, simulator seeds: MINUTES=30"
 	@echo "make schemas  generate schemas/ from the code"
+	@echo "make dashboards  generate ops/grafana/dashboards from the code"
 	@echo "make lock     resolve requirements.lock again"
 	@echo "make clean    remove what the verbs above made, the environment included"
 
@@ -41,8 +44,23 @@ check: setup
 test: setup
 	$(BIN)/python -m pytest -m "not slow and not containers and not thirdparty"
 
-up: setup
-	$(BIN)/expunge up
+# The deployment's name: every request is addressed to it, and it never changes. Export your own before the first `make up`.
+export EXPUNGE_AUDIENCE ?= expunge.local
+export COMPOSE_PROFILES ?= grafana
+
+up:
+	@if docker compose version >/dev/null 2>&1 && docker info >/dev/null 2>&1; then \
+	  sh ops/compose/secrets.sh && docker compose up -d --build --wait && docker compose ps && \
+	  echo "Grafana http://127.0.0.1:3000 (admin, secrets/grafana_password); Prometheus http://127.0.0.1:9090; make down stops it"; \
+	else \
+	  echo "no container engine with Compose v2 answers: running here, without containers"; $(MAKE) up-here; \
+	fi
+
+up-here: setup
+	env -u EXPUNGE_AUDIENCE $(BIN)/expunge up
+
+down:
+	docker compose down
 
 demo: setup
 	$(BIN)/expunge demo
@@ -57,6 +75,9 @@ MINUTES ?= 30
 
 soak: setup
 	$(BIN)/python -m tests.faults.soak --minutes $(MINUTES)
+
+dashboards: setup
+	$(BIN)/python ops/grafana/dashboards.py
 
 schemas: setup
 	$(BIN)/python -m expunge schemas

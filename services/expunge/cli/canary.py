@@ -79,6 +79,9 @@ async def _serve(deployment: Deployment, canary: Canary, every: timedelta) -> No
     from expunge import __version__, metrics
     from expunge.workers.health import Health, serve
 
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
     metrics.BUILD.info({"version": __version__})
     await deployment.ledger.open()
 
@@ -90,8 +93,8 @@ async def _serve(deployment: Deployment, canary: Canary, every: timedelta) -> No
     health = Health(ready=ready, progress=lambda: canary.progress, waiting=lambda: False)
     runner = await serve(health, host=settings.metrics_host, port=settings.metrics_port)
     task = asyncio.ensure_future(canary.every(every))
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    await stop.wait()
+    task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
     await runner.cleanup()
