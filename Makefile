@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test up up-here down demo bench faults soak schemas dashboards lock clean
+.PHONY: help setup check test up up-here down demo bench faults soak schemas dashboards pictures lock clean
 
 help:
 	@echo "make setup    the environment, from the lock file; nothing to do when up to date"
@@ -20,6 +20,7 @@ help:
 	@echo "make soak     crash pairs, long faults, simulator seeds: MINUTES=30"
 	@echo "make schemas  generate schemas/ from the code"
 	@echo "make dashboards  generate ops/grafana/dashboards from the code"
+	@echo "make pictures draw the dashboards from live data (needs prometheus)"
 	@echo "make lock     resolve requirements.lock again"
 	@echo "make clean    remove what the verbs above made, the environment included"
 
@@ -78,6 +79,10 @@ soak: setup
 
 dashboards: setup
 	$(BIN)/python ops/grafana/dashboards.py
+
+# From a live deployment under Debian's Prometheus, which has to be installed.
+pictures: setup
+	KEEP_PICTURES=ops/grafana/pictures $(BIN)/python -m pytest -q tests/acceptance/test_watched.py -k pictures
 
 schemas: setup
 	$(BIN)/python -m expunge schemas

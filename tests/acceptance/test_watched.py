@@ -165,9 +165,10 @@ def test_every_panel_has_data_and_pictures_are_drawn(prometheus: str, tmp_path: 
         return not missing
 
     until(without_data, f"no data for {missing}")
-    assert program("pictures").main([prometheus, "2", str(tmp_path)]) == 0
+    target = Path(os.environ.get("KEEP_PICTURES", str(tmp_path)))
+    assert program("pictures").main([prometheus, "2", str(target)]) == 0
     for path in FILES:
-        drawn = (tmp_path / f"{path.stem}.svg").read_text(encoding="utf-8")
+        drawn = (target / f"{path.stem}.svg").read_text(encoding="utf-8")
         assert "This is not Grafana" in drawn
         assert "no data" not in drawn, path.stem
         assert len(drawn) < 200_000
