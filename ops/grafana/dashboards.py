@@ -82,8 +82,9 @@ BOARDS: Final = (
                    (("sum by (class) (rate(expunge_sweep_artifacts_sum[5m]))"
                     " / sum by (class) (rate(expunge_sweep_artifacts_count[5m]))"), "{{class}}")),
             curves("Canary lateness", "0 while synthetic proofs are in time.", "s",
-                   ("max(expunge_canary_late_seconds{worker='canary'})", "late"),
-                   ("sum by (outcome) (expunge_canary_runs_total)", "{{outcome}}, runs")),
+                   ("max(expunge_canary_late_seconds{worker='canary'})", "late")),
+            curves("Canary runs", "Synthetic subjects by what became of them.", "short",
+                   ("sum by (outcome) (expunge_canary_runs_total)", "{{outcome}}")),
         ),
     ),
     Board(
