@@ -14,13 +14,26 @@ import yaml
 from expunge.domain.topics import TOPICS
 from expunge.pipeline import WORKERS
 from expunge.settings import PREFIX, Settings
+from expunge.wiring.up import API
 from tests.guards.sources import ROOT
 from tests.guards.test_compose import mounts
 
 HERE = ROOT / "ops" / "kubernetes"
 VERSION = "1.30"
 OF_KEDA = {"keda.sh/v1alpha1"}
-RUN = sorted({*WORKERS, "canary"})
+SETS = sorted({*WORKERS, "canary"})
+"""Run with a name and a volume per replica; the read API, which keeps nothing, as a Deployment."""
+RUN = sorted({*SETS, API})
+
+
+def run(name: str) -> dict[str, Any]:
+    """The pod of a worker, the canary or the read API."""
+    found: dict[str, Any] = of("Deployment" if name == API else "StatefulSet")[name]["spec"]["template"]
+    return found
+
+
+def arguments(name: str) -> list[str]:
+    return {"canary": ["canary", "run"], API: ["serve-api"]}.get(name, ["worker", name])
 
 
 @cache
@@ -83,11 +96,13 @@ def check_scaled_object(one: dict[str, Any]) -> None:
         assert all(isinstance(text, str) for text in trigger["metadata"].values()), "KEDA takes strings"
 
 
-def test_there_is_one_set_service_and_budget_for_each_worker_and_the_canary() -> None:
-    for kind in ("StatefulSet", "Service", "PodDisruptionBudget"):
-        assert sorted(of(kind)) == RUN
+def test_what_runs_in_compose_has_a_set_or_deployment_a_service_and_a_budget() -> None:
+    assert sorted(of("StatefulSet")) == SETS
+    assert sorted(of("Deployment")) == [API]
+    assert sorted(of("PodDisruptionBudget")) == RUN
+    assert sorted(of("Service")) == sorted([*RUN, f"{API}-metrics"])
     for name in RUN:
-        labels = of("StatefulSet")[name]["spec"]["template"]["metadata"]["labels"]
+        labels = run(name)["metadata"]["labels"]
         assert labels["app.kubernetes.io/component"] == name
         for selector in (
             of("Service")[name]["spec"]["selector"],
@@ -98,15 +113,15 @@ def test_there_is_one_set_service_and_budget_for_each_worker_and_the_canary() ->
 
 @pytest.mark.parametrize("name", RUN)
 def test_a_pod_runs_its_worker_with_no_rights_to_spare(name: str) -> None:
-    pod = of("StatefulSet")[name]["spec"]["template"]["spec"]
+    pod = run(name)["spec"]
     (one,) = pod["containers"]
-    assert one["args"][:2] == (["worker", name] if name in WORKERS else ["canary", "run"])
+    assert one["args"][:2] == arguments(name)
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert one["securityContext"] == {
         "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
     }  # fmt: skip
     assert one["resources"]["limits"]["memory"]
-    assert one["readinessProbe"]["httpGet"]["path"] == ("/readyz" if name in WORKERS else "/livez")
+    assert one["readinessProbe"]["httpGet"]["path"] == ("/livez" if name == "canary" else "/readyz")
     assert one["livenessProbe"]["httpGet"]["path"] == "/livez"
     assert one["lifecycle"]["preStop"]
     assert pod["terminationGracePeriodSeconds"] >= 5 + 20, "preStop, then what Compose gives"
@@ -114,13 +129,26 @@ def test_a_pod_runs_its_worker_with_no_rights_to_spare(name: str) -> None:
 
 @pytest.mark.parametrize("name", RUN)
 def test_a_pod_mounts_what_compose_mounts(name: str) -> None:
-    (one,) = of("StatefulSet")[name]["spec"]["template"]["spec"]["containers"]
+    (one,) = run(name)["spec"]["containers"]
     mounted = {place["mountPath"]: not place.get("readOnly", False) for place in one["volumeMounts"]}
     theirs = {target: writable for target, (_, writable) in mounts(name).items() if target != "/data/public"}
     for target in ("/tmp", "/run/secrets", "/data/workers"):  # noqa: S108 - a mount
         mounted.pop(target, None)
         theirs.pop(target, None)
     assert mounted == theirs
+
+
+def test_metrics_are_asked_of_every_replica_and_the_api_by_the_gateway_alone() -> None:
+    for name in SETS:
+        assert of("Service")[name]["spec"]["clusterIP"] == "None"
+    metrics, asked = of("Service")[f"{API}-metrics"]["spec"], of("Service")[API]["spec"]
+    assert metrics["clusterIP"] == "None"
+    assert metrics["selector"] == asked["selector"]
+    assert "clusterIP" not in asked
+    (port,) = asked["ports"]
+    (rule,) = of("NetworkPolicy")[API]["spec"]["ingress"]
+    assert [one["port"] for one in rule["ports"]] == [port["port"]] == [8080]
+    assert rule["from"] == [{"podSelector": {"matchLabels": {"app.kubernetes.io/name": "gateway"}}}]
 
 
 def test_scaling_is_capped_at_the_partitions_and_ignores_what_is_stuck() -> None:
