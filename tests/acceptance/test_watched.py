@@ -28,7 +28,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from expunge.embedded.process import free_ports
 from expunge.pipeline import WORKERS
 from expunge.settings import PREFIX
-from expunge.wiring.up import Embedded
+from expunge.wiring.up import API, Embedded
 from tests.guards.sources import ROOT
 from tests.guards.test_dashboards import FILES, board, program
 from tests.integration.test_observed import outside
@@ -48,6 +48,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
         overrides={"audit_seconds": 5.0, "reconcile_hours": 0.01},
     ) as embedded:  # fmt: skip
         embedded.start_workers()
+        embedded.start_api()
         yield embedded
 
 
@@ -106,7 +107,8 @@ def prometheus(deployment: Embedded, canary: str, tmp_path_factory: pytest.TempP
     if server is None:
         pytest.skip("NOT RUN: no prometheus on this machine (Debian: apt-get install prometheus)")
     root = tmp_path_factory.mktemp("prometheus")
-    targets = {name: str(deployment.health_url(name)).removeprefix("http://") for name in WORKERS} | {"canary": canary}
+    targets = {name: str(deployment.health_url(name)).removeprefix("http://") for name in (*WORKERS, API)}
+    targets["canary"] = canary
     config = {
         "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
         "rule_files": [str(ROOT / "ops" / "prometheus" / "expunge.rules.yml")],
@@ -151,7 +153,13 @@ def until(found: Any, what: str) -> None:
         time.sleep(0.5)
 
 
-def test_every_panel_has_data_and_pictures_are_drawn(prometheus: str, tmp_path: Path) -> None:
+def asked_at(deployment: Embedded) -> str:
+    """Where the read API is asked."""
+    told = deployment.settings.data / "workers" / f"{API}-0" / "listening.json"
+    return str(json.loads(told.read_text(encoding="ascii"))["url"])
+
+
+def test_every_panel_has_data_and_pictures_are_drawn(deployment: Embedded, prometheus: str, tmp_path: Path) -> None:
     until(lambda: asked(prometheus, "expunge_canary_runs_total{outcome='proved'} > 2"), "three canaries")
     missing = {
         (panel["title"], target["expr"])
@@ -161,6 +169,7 @@ def test_every_panel_has_data_and_pictures_are_drawn(prometheus: str, tmp_path: 
     }
 
     def without_data() -> bool:
+        assert answers(f"{asked_at(deployment)}/readyz")
         missing.difference_update([one for one in missing if asked(prometheus, one[1])])
         return not missing
 
@@ -177,7 +186,8 @@ def test_every_panel_has_data_and_pictures_are_drawn(prometheus: str, tmp_path: 
 
 
 def test_labels_that_workers_show_are_in_their_sets(deployment: Embedded, canary: str) -> None:
-    for address in [*(str(deployment.health_url(name)) for name in WORKERS), f"http://{canary}"]:
+    assert answers(f"{asked_at(deployment)}/readyz")
+    for address in [*(str(deployment.health_url(name)) for name in (*WORKERS, API)), f"http://{canary}"]:
         with urllib.request.urlopen(f"{address}/metrics", timeout=30) as answer:  # noqa: S310 - loopback
             text = answer.read().decode()
         shown = [

@@ -16,7 +16,7 @@ import structlog
 from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
-from expunge import verify
+from expunge import metrics, verify
 from expunge.adapters.ledger.postgres import PostgresLedger
 from expunge.api import tokens
 from expunge.api.application import openapi
@@ -408,6 +408,8 @@ async def test_logs_and_metrics_know_routes_and_no_ids(api: Api) -> None:
     for one in REGISTRY.collect():
         if one.name.startswith("expunge_api"):
             assert {str(sample.labels["route"]) for sample in one.samples} <= {*openapi()["paths"], "unmatched"}
+            for name in ("method", "status"):
+                assert {sample.labels[name] for sample in one.samples if name in sample.labels} <= metrics.VALUES[name]
 
 
 async def test_the_documentation_loads_nothing_from_elsewhere(api: Api) -> None:

@@ -68,7 +68,10 @@ class Circuits:
 
     def _enter(self, store: str) -> None:
         with self._lock:
-            circuit = self._stores.setdefault(store, _Circuit())
+            if store not in self._stores:
+                self._stores[store] = _Circuit()
+                metrics.STORE_CIRCUIT_OPEN.labels(self.worker, store).set(0)
+            circuit = self._stores[store]
             if circuit.until > self.now():
                 raise Retryable("the store failed over and over, and is left alone for a while")
             if circuit.until:
