@@ -25,10 +25,12 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from expunge.domain.cloudevents import CloudEvent, to_kafka
 from expunge.embedded.process import free_ports
 from expunge.pipeline import WORKERS
 from expunge.settings import PREFIX
 from expunge.wiring.up import API, Embedded
+from expunge.workers.delivery import Record
 from tests.guards.sources import ROOT
 from tests.guards.test_dashboards import FILES, board, program
 from tests.integration.test_observed import outside
@@ -233,10 +235,13 @@ def commands(path: Path) -> list[str]:
 
 @pytest.mark.parametrize("path", RUNBOOKS, ids=lambda path: path.stem)
 def test_the_commands_of_a_runbook_run(path: Path, environment: dict[str, str], deployment: Embedded) -> None:
+    key, text, headers = to_kafka(CloudEvent("e", "somebody", "expunge.work.ordered.v1", b"{}"))
+    letter = Record("expunge.purge", 0, 0, key, text, headers)
     with psycopg.connect(deployment.settings.database) as connection:
         connection.execute(
             'insert into dead_letter (id, worker, event_id, topic, partition, "offset", reason, sealed)'
-            " overriding system value values (1, 'nobody', 'e', 'expunge.purge', 0, 0, 'poison', '') on conflict do nothing"
+            " overriding system value values (1, 'nobody', 'e', 'expunge.purge', 0, 0, 'retryable', %s) on conflict do nothing",
+            (deployment.deployment.parking().seal(letter),),
         )
     for command in commands(path):
         ran = subprocess.run(
