@@ -107,6 +107,30 @@ async def test_a_run_moves_what_it_should_and_no_label_is_outside_its_set(world:
     assert outside(ours(), stores=set(REWRITES)) == set()
 
 
+async def unsent(world: Deployment) -> None:
+    """A turn's announcement, to a broker that is away."""
+    async with world.ledger.transaction() as tx:
+        assert await world.certify.issue(tx)
+        raise ConnectionError
+
+
+async def test_a_certificate_whose_announcement_is_repeated_is_counted_once(world: Deployment) -> None:
+    await world.seed(*album(1))
+    world.ask(world.deletion(1))
+    await world.settle()
+    world.sql("update round set issued = false")
+    before = value("expunge_certified_seconds_count", **{"class": "people"})
+    for _ in range(3):  # Kafka was away, and nothing was committed
+        with pytest.raises(ConnectionError):
+            await unsent(world)
+    assert value("expunge_certified_seconds_count", **{"class": "people"}) == before
+    async with world.ledger.transaction() as tx:
+        assert await world.certify.issue(tx)
+    world.certify.announced()
+    world.certify.announced()
+    assert value("expunge_certified_seconds_count", **{"class": "people"}) == before + 1
+
+
 COUNTED: list[tuple[str, dict[str, str]]] = [
     ("expunge_sweep_artifacts_sum", {"class": "people"}),
     ("expunge_sweep_requests_sum", {"class": "people"}),
