@@ -43,7 +43,7 @@ check: setup
 	$(BIN)/python -m expunge schemas --check
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow and not containers and not thirdparty"
+	$(BIN)/python -m pytest -m "not slow and not containers and not thirdparty and not faults"
 
 # The deployment's name: every request is addressed to it, and it never changes. Export your own before the first `make up`.
 export EXPUNGE_AUDIENCE ?= expunge.local

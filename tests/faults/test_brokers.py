@@ -13,7 +13,7 @@ from tests.faults.cluster import OLDEST, Cluster, OnTheOldestKafka, OnThreeBroke
 from tests.faults.ground import Beating, Report, certified
 from tests.faults.small import Small
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(900)]
 
 
 def test_a_broker_that_leads_is_killed_under_load_and_nothing_is_lost_or_done_twice(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ DAY = date(2026, 1, 2)
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.timeout(3600)
 def test_every_point_killed_once_leaves_what_a_run_without_a_crash_leaves(tmp_path: Path) -> None:
     tally = Tally()

@@ -9,7 +9,7 @@ import pytest
 from tests.faults.ground import Fault, Ground, NotHere
 from tests.faults.matrix import FAULTS
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

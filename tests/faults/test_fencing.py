@@ -12,7 +12,7 @@ from tests.faults.crashes import WHOLE_TASKS
 from tests.faults.ground import Report, certified
 from tests.faults.small import INDEX, Small, eventually, vector_id
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

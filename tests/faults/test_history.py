@@ -18,6 +18,7 @@ POINTS = (
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.timeout(1200)
 def test_the_judge_finds_nothing_in_a_run_full_of_crashes(tmp_path: Path) -> None:
     with Small(tmp_path / "run", history=tmp_path / "history.jsonl") as small:
