@@ -382,7 +382,7 @@ def test_nothing_that_leaves_or_outlives_names_a_person(tmp_path: Path) -> None:
         search.bundles(asked)
         search.topics()
         search.tables()
-        kept = receipts(story, UUID(asked[0]), DELETED)
+        kept, shared = receipts(story, UUID(asked[0]), DELETED)
         embedded.stop_workers()
         search.files()
         secrets = Secrets(story)
@@ -392,7 +392,7 @@ def test_nothing_that_leaves_or_outlives_names_a_person(tmp_path: Path) -> None:
         for ask in (UUID(asked[0]), UUID(asked[1]), UUID(asked[3])):
             with pytest.raises(Rejected, match="destroyed"):
                 asyncio.run(story.bundles(ask))
-        assert opening.verify(kept[0], story.policy()).ok, "what was given out verifies as before"
+        assert opening.verify(kept[0], story.policy(), sweep=shared).ok, "what was given out verifies as before"
     assert not search.found, "\n".join(sorted(search.found))
     assert search.looked.keys() == {"metrics", "bundle", "topic", "table", "data/log", "logs"}
     written = {name for name, size in search.sized.items() if size}
@@ -401,14 +401,16 @@ def test_nothing_that_leaves_or_outlives_names_a_person(tmp_path: Path) -> None:
     assert {"table dead_letter", "logs invalidate.log"} <= written
 
 
-def receipts(story: Story, asked: UUID, person: int) -> list[bytes]:
-    """Receipts of two photos of one person: they share the sweep and its public statements, and nothing of the leaves."""
+def receipts(story: Story, asked: UUID, person: int) -> tuple[list[bytes], dict[str, bytes]]:
+    """Receipts of two photos of one person, which share the sweep and its public statements, and nothing of the leaves;
+    and the bundle that they were given out with."""
 
-    async def made() -> list[bytes]:
+    async def made() -> tuple[list[bytes], dict[str, bytes]]:
         async with reader(story.embedded.deployment) as opened:
-            return [await opened.receipt(asked, Wanted(story.digests[person, number])) for number in range(2)]
+            found = [await opened.receipt(asked, Wanted(story.digests[person, number])) for number in range(2)]
+            return found, await opened.certificate(asked, Provision.DATA)
 
-    kept = asyncio.run(made())
+    kept, shared = asyncio.run(made())
     first, second = map(json.loads, kept)
     for name in ("nonce", "artifact", "digest"):
         one, other = ({leaf[name] for leaf in found["leaves"]} for found in (first, second))
@@ -419,7 +421,7 @@ def receipts(story: Story, asked: UUID, person: int) -> list[bytes]:
     for found in (first, second):
         assert all(canonical.dumps(one["envelope"]) in public for one in found["statements"])
         assert found.keys() == {"format", "issuer", "sweep", "scope", "leaves", "statements", "checkpoint"}
-    return kept
+    return kept, shared
 
 
 class Secrets:
