@@ -117,9 +117,13 @@ def _effect(world: World, artifact: Artifact, at: int, what: str) -> Iterator[Vi
     done = f"artifact {artifact.name} ({artifact.kind} in {artifact.store}) met with {what}"
     if artifact.kind == "model":
         trained = [one for one in world.artifacts.values() if one.image in artifact.images]
-        if not any(
-            world.justifies(one, at) and one.touches(image) for one in world.of_type(*PLANNED) for image in trained
-        ):
+        # Taint outlives a cancel: what was ordered of a model once its sweep was sealed is carried out.
+        asked = [
+            one
+            for one in world.of_type(*PLANNED)
+            if world.justifies(one, at) or (one.sound and 0 <= one.first("planned") < at)
+        ]
+        if not any(one.touches(image) for one in asked for image in trained):
             yield Violation("I2", "unasked", at + 1, f"{done}, and no request touches what it was trained on")
         return
     asked = [one for one in world.of_type(*PLANNED) if one.touches(artifact) and world.justifies(one, at)]
