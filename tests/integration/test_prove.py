@@ -361,9 +361,10 @@ async def test_killed_between_any_two_writes_the_log_goes_on_as_one_tree(world: 
     assert point >= 8
 
 
-@pytest.mark.parametrize("step", [0, 3, 7])
+@pytest.mark.parametrize("step", [0, 3, 6, 7, 8])
 async def test_a_process_that_was_stopped_wakes_to_no_second_tree(world: Log, tmp_path: Path, step: int) -> None:
-    """A real process, stopped by a signal before one of its writes; another appends and publishes; it is woken."""
+    """A real process, stopped by a signal before one of its writes; another appends and publishes, at once or, where it was
+    stopped in the middle of the checkpoint's own replacement, when it has let go of that; it is woken."""
     store = FileTiles(tmp_path)
     await world.append(3)
     await world.publish(prover(world.ledger, store))
@@ -375,14 +376,20 @@ async def test_a_process_that_was_stopped_wakes_to_no_second_tree(world: Log, tm
         assert os.WIFSTOPPED(status)
         await world.append(4)
         other = prover(world.ledger, store)
-        assert await world.publish(other) == 5, "what the stopped one intended is finished first"
-        assert await world.publish(other) == 9
-        newest = store.read("checkpoint")
+        try:
+            assert await world.publish(other) == 5, "what the stopped one intended is finished first"
+            assert await world.publish(other) == 9
+            newest = store.read("checkpoint")
+        except Retryable:
+            newest = None
         stopped.send_signal(signal.SIGCONT)
         said, _ = await asyncio.to_thread(stopped.communicate)
     assert stopped.returncode == 0
-    world.signed[5].add(said)
-    assert store.read("checkpoint") == newest, "it takes nothing back"
+    world.signed.setdefault(5, set()).add(said)
+    if newest is None:
+        assert await world.publish(other) == 9
+    else:
+        assert store.read("checkpoint") == newest, "it takes nothing back"
     assert world.check(store) == 9
     await world.append(1)
     assert await world.publish(prover(world.ledger, store)) == 10

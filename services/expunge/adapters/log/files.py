@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 from uuid import uuid4
 
 from expunge.adapters.log import CHECKPOINT, check_path, replaceable
@@ -18,6 +19,8 @@ from expunge.domain.errors import Misconfigured, Rejected, Retryable, Tampered
 
 _TEMP: Final = ".new-"
 """No log path may begin with a dot, so leftovers of a crash are never served."""
+_LOCK_SECONDS: Final = 5.0
+"""How long a replacement waits for another process to finish its own: that takes milliseconds, unless it is stopped."""
 _LOCK: Final = ".lock"
 """Held (flock) while a file is compared and replaced: gone with its process, however that ends."""
 
@@ -56,7 +59,7 @@ class FileTiles:
         target = self._root / path
         try:
             with (self._root / _LOCK).open("wb") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+                _lock(lock)
                 if (target.read_bytes() if target.exists() else None) != old:
                     return False
                 folders = set(self._make_folders(path))
@@ -117,3 +120,19 @@ class FileTiles:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
+
+
+def _lock(file: BinaryIO) -> None:
+    """Raises `Retryable` when another process keeps the lock: it is stopped in the middle, and nothing is replaced twice."""
+    end = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() > end:
+                raise Retryable(
+                    "another process is replacing a file of the evidence log, and does not get on"
+                ) from error
+            time.sleep(0.01)
+        else:
+            return
