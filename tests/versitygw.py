@@ -1,103 +1,131 @@
-"""An S3 server on this machine that is not ours and not a mock: Versity S3 Gateway over a directory.
+"""versitygw, a real S3 server over plain folders: what it keeps is files, so that absence can be shown by a byte scan.
 
-`EXPUNGE_VERSITYGW` names its binary; else it is looked for on PATH, and else built once, where Go is.
+The program is found by EXPUNGE_VERSITYGW or on PATH, or built once from its Go module into the user's cache.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
+import secrets
 import shutil
-import socket
+import signal
 import subprocess
-import tempfile
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from types import TracebackType
+from typing import Final, Self
 
-import pytest
+from expunge.embedded.process import ServerCommand, ServerProcess, free_ports
 
-PACKAGE: Final = "github.com/versity/versitygw/cmd/versitygw@v1.8.0"
-CACHE: Final = Path.home() / ".cache" / "expunge" / "versitygw"
-BUILD_SECONDS: Final = 580
-START_SECONDS: Final = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class VersityGateway:
-    """A running gateway: S3 at `endpoint`, for the root user of these keys. Buckets may keep versions."""
-
-    endpoint: str
-    access_key: str = "testing"
-    secret_key: str = "testing-secret"
-    region: str = "us-east-1"
-
-    @classmethod
-    @contextmanager
-    def start(cls, directory: Path) -> Iterator[VersityGateway]:
-        """A gateway over `directory` on a free port of this machine, while the context lasts. Skips the test aloud where
-        there is no binary and none can be built."""
-        folders = {name: directory / name for name in ("data", "meta", "versions")}
-        for folder in folders.values():
-            folder.mkdir(parents=True, exist_ok=True)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        made = cls(f"http://127.0.0.1:{port}")
-        command = [
-            binary(), "--port", f"127.0.0.1:{port}", "--access", made.access_key, "--secret", made.secret_key,
-            "--region", made.region, "--quiet", "--health", "/health",
-            "posix", "--sidecar", str(folders["meta"]), "--versioning-dir", str(folders["versions"]), str(folders["data"]),
-        ]  # fmt: skip
-        with (
-            (directory / "versitygw.log").open("wb") as log,
-            subprocess.Popen(command, stdout=log, stderr=log) as process,
-        ):
-            try:
-                _until_it_answers(f"{made.endpoint}/health", process)
-                yield made
-            finally:
-                process.terminate()
+MODULE: Final = "github.com/versity/versitygw/cmd/versitygw@latest"
+CACHE: Final = Path.home() / ".cache/expunge/versitygw"
+BUILD_SECONDS: Final = 600
 
 
-def binary() -> str:
-    """The program. Where it can be neither found nor built the test is skipped, but not in CI, where it would be forgotten."""
-    if (given := os.environ.get("EXPUNGE_VERSITYGW")) or (given := shutil.which("versitygw")):
-        return given
+class NoVersityGateway(Exception):  # noqa: N818 - a reason to skip, in words
+    """There is no versitygw on this machine, and no Go to build one."""
+
+
+def binary() -> Path:
+    """The program. Raises `NoVersityGateway`."""
+    named = os.environ.get("EXPUNGE_VERSITYGW") or shutil.which("versitygw")
+    if named:
+        return Path(named)
+    CACHE.mkdir(parents=True, exist_ok=True)
     built = CACHE / "versitygw"
-    if not built.exists():
-        _build(built)
-    return str(built)
+    with (CACHE / ".lock").open("w") as lock:  # tests of several clones may come at once
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not built.exists():
+            _build()
+    return built
 
 
-def _build(target: Path) -> None:
+def _build() -> None:
     go = shutil.which("go")
     if go is None:
-        pytest.skip("NOT CHECKED against a real S3 server: no versitygw on this machine, and no Go to build it")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        done = subprocess.run(
-            [go, "install", PACKAGE], env={**os.environ, "GOBIN": folder, "GOFLAGS": "-mod=mod"}, cwd=folder,
-            capture_output=True, text=True, check=False, timeout=BUILD_SECONDS,
+        raise NoVersityGateway("no versitygw on PATH or in EXPUNGE_VERSITYGW, and no Go to build one")
+    environment = os.environ | {"GOBIN": str(CACHE), "GOFLAGS": "-mod=mod"}
+    done = subprocess.run(
+        [go, "install", MODULE], env=environment, capture_output=True, timeout=BUILD_SECONDS, check=False, cwd=CACHE
+    )
+    if done.returncode:
+        raise NoVersityGateway(f"versitygw could not be built: {done.stderr.decode()[-300:]}")
+
+
+@dataclass
+class VersityGateway:
+    """A running server. `objects` and `versions`: the folders in which it keeps buckets and their old versions."""
+
+    endpoint: str
+    access_key: str
+    secret_key: str
+    region: str
+    objects: Path
+    versions: Path
+    _process: ServerProcess
+    _program: Path
+
+    @classmethod
+    def start(cls, directory: Path) -> Self:
+        """Start it on a free port of loopback; its data go below `directory`. Raises `NoVersityGateway`."""
+        program = binary()
+        objects, versions, users = (directory / name for name in ("objects", "versions", "users"))
+        for one in (objects, versions, users):
+            one.mkdir(parents=True, exist_ok=True)
+        port, access_key, secret_key = free_ports(1)[0], "root", secrets.token_hex(16)
+        argv = (
+            *(str(program), "--port", f"127.0.0.1:{port}", "--quiet", "--keep-alive", "--iam-dir", str(users)),
+            *("posix", "--versioning-dir", str(versions), str(objects)),
+        )
+        environment = {"PATH": os.environ["PATH"], "ROOT_ACCESS_KEY": access_key, "ROOT_SECRET_KEY": secret_key}
+        process = ServerProcess.spawn(
+            ServerCommand(
+                argv=argv, cwd=directory, log=directory / "versitygw.log", stop_signal=signal.SIGTERM, grace=5.0,
+                environment=environment,
+            )
         )  # fmt: skip
-        if done.returncode:
-            said = f"NOT CHECKED against a real S3 server: go could not build versitygw: {done.stderr[-400:]}"
-            pytest.fail(said) if os.environ.get("CI") else pytest.skip(said)
-        Path(folder, "versitygw").replace(target)
+        endpoint = f"http://127.0.0.1:{port}"
+        process.await_ready(lambda: answers(endpoint), 30.0)
+        return cls(endpoint, access_key, secret_key, "us-east-1", objects, versions, process, program)
+
+    def add_user(self, name: str) -> str:
+        """A user without rights but those that bucket policies give; its secret key."""
+        secret = secrets.token_hex(16)
+        subprocess.run(
+            [
+                *(self._program, "admin", "--access", self.access_key, "--secret", self.secret_key),
+                *("--endpoint-url", self.endpoint, "create-user", "--access", name, "--secret", secret, "--role", "user"),
+            ],
+            check=True, capture_output=True,
+        )  # fmt: skip
+        return secret
+
+    def files(self, bucket: str) -> list[Path]:
+        """Where everything of a bucket is."""
+        return [self.objects / bucket, self.versions / bucket]
+
+    def stop(self) -> None:
+        self._process.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
 
 
-def _until_it_answers(url: str, process: subprocess.Popen[bytes]) -> None:
-    give_up = time.monotonic() + START_SECONDS
-    while time.monotonic() < give_up:
+def answers(endpoint: str) -> bool:
+    """Whether an HTTP server is there, whatever it says."""
+    with suppress(urllib.error.URLError, OSError):
         try:
-            with urllib.request.urlopen(url, timeout=2):  # noqa: S310 - loopback
-                return
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=0.05)
-                break
-    raise RuntimeError(f"expected versitygw to answer within {START_SECONDS} s; exit code {process.poll()}")
+            urllib.request.urlopen(endpoint, timeout=2).close()  # noqa: S310 - loopback
+        except urllib.error.HTTPError:
+            return True
+        return True
+    return False

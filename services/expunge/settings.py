@@ -181,5 +181,16 @@ class Settings(BaseSettings):
         }
 
 
-EXTRA = {"EXPUNGE_PUBLISHER_KEY_FILE", "EXPUNGE_TEST_POSTGRES", "EXPUNGE_TEST_KAFKA", crashing.VARIABLE}
+EXTRA = {
+    "EXPUNGE_PUBLISHER_KEY_FILE",
+    "EXPUNGE_TEST_POSTGRES",
+    "EXPUNGE_TEST_KAFKA",
+    "EXPUNGE_TEST_S3_ENDPOINT",
+    "EXPUNGE_TEST_S3_ACCESS_KEY",
+    "EXPUNGE_TEST_S3_SECRET_KEY",
+    "EXPUNGE_TEST_S3_REGION",
+    "EXPUNGE_VERSITYGW",
+    "EXPUNGE_MINISTACK",
+    crashing.VARIABLE,
+}
 """Variables with our prefix that are not settings of a worker."""

@@ -394,7 +394,7 @@ class TestFaissStore(VectorLocators):
         assert self._hide_and_erase(self.open_store(), unit, [large], 1).outcomes.tolist() == [Outcome.GONE]
         assert self.read(unit) == {"1": vector("1")}
 
-    @pytest.mark.parametrize("recipe", ["HNSW8", "IDMap,HNSW8", "IVF4,SQ8", "IVF4,PQ4x4", "SQ8"])
+    @pytest.mark.parametrize("recipe", ["HNSW8", "IDMap,HNSW8_SQ8", "IVF4,SQ8", "IVF4,PQ4x4", "SQ8"])
     def test_an_index_that_cannot_drop_vectors_is_blocked_and_left_alone(self, recipe: str) -> None:
         import faiss
 

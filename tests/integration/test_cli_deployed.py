@@ -54,7 +54,9 @@ def test_an_empty_deployment_answers(ask: Ask) -> None:
     assert ask("models", "list") == []
     assert ask("dead-letter", "list") == []
     assert ask("migrate") == {"migrations": 0}
-    assert ask("stores", "check") == [{"store": "photos", "scheme": "file", "rewrites_unit": False, "max_level": "L2"}]
+    assert ask("stores", "check") == [
+        {"store": "photos", "scheme": "file", "rewrites_unit": False, "max_level": "L2", "remarks": []}
+    ]
 
 
 @pytest.mark.parametrize(

@@ -225,28 +225,22 @@ def _checking(app: typer.Typer) -> None:
     stores = typer.Typer(help="Stores.", no_args_is_help=True)
     app.add_typer(stores, name="stores")
 
-    @stores.command(help="Open every store of EXPUNGE_STORES, read-only, and say what it can do.")
+    @stores.command(help="Look at every store of EXPUNGE_STORES before the first deletion: what could defeat erasure.")
     def check(*, as_json: AsJson = False) -> None:
         from expunge.cli.deployed import deployment
+        from expunge.cli.stores import looked_at
 
-        found = deployment()
-        from expunge.adapters.stores.table import open_reader
-
-        rows = []
-        for name, url in found.settings.stores.items():
-            able = open_reader(url, name).capabilities
-            rows.append(
-                {
-                    "store": name,
-                    "scheme": url.partition(":")[0],
-                    "rewrites_unit": able.rewrites_unit,
-                    "max_level": f"L{able.max_level:d}",
-                }
-            )
+        rows = looked_at(deployment().settings.stores)
         if as_json:
             document(rows)
         else:
-            table(("store", "scheme", "rewrites_unit", "max_level"), [list(one.values()) for one in rows])
+            columns = ("store", "scheme", "rewrites_unit", "max_level")
+            table(columns, [[one[column] for column in columns] for one in rows])
+            for one in rows:
+                for remark in one["remarks"]:
+                    say(f"{one['store']}: {remark['severity']}: {remark['words']}")
+        if any(remark["severity"] == "wrong" for one in rows for remark in one["remarks"]):
+            finish(Exit.NEGATIVE)
 
 
 def _dead_letters(app: typer.Typer) -> None:

@@ -102,7 +102,7 @@ def _encodable(text: str) -> bool:
     return True
 
 
-def _parts(unit: str) -> list[str]:
+def parts_of(unit: str) -> list[str]:
     parts = unit.split("/")
     if "\0" in unit or not _encodable(unit) or any(p in ("", ".", "..") for p in parts):
         raise Rejected("hostile-unit", "expected a relative path without empty, '.', '..' or NUL parts as the unit")
@@ -112,7 +112,7 @@ def _parts(unit: str) -> list[str]:
 def open_directory(root: str, unit: str) -> int:
     """A descriptor of directory `unit` below `root`, no part of which may be a symbolic link. FileNotFoundError if
     it is absent."""
-    parts = [] if unit == "." else _parts(unit)
+    parts = [] if unit == "." else parts_of(unit)
     try:
         fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
     except FileNotFoundError as e:
@@ -267,7 +267,7 @@ class UnitFile:
     """
 
     def __init__(self, root: str, unit: str, token_chars: int) -> None:
-        *above, self.name = _parts(unit)
+        *above, self.name = parts_of(unit)
         if self.name.endswith(_SIDE_FILES) or _TEMP in self.name:
             raise Rejected("hostile-unit", "expected the unit's own file, got the name of a side file")
         with os_faults(), suppress(FileNotFoundError):
@@ -315,8 +315,13 @@ class UnitFile:
         except FileNotFoundError:
             return frozenset()
 
-    def hide(self, tokens: Collection[str]) -> None:
-        """Add tombstones, durably. Call it locked."""
+    def hide(self, choose: Callable[[frozenset[str]], Collection[str]], crash_point: CrashPoint) -> None:
+        """Add the tombstones that `choose` names, given those that are there, durably."""
+        with self.locked():
+            self._hide(choose(self.hidden()))
+            crash_point("hidden")
+
+    def _hide(self, tokens: Collection[str]) -> None:
         if not tokens:
             return
         path = self.path + ".hidden"
@@ -354,14 +359,18 @@ class UnitFile:
                 self.claim(fence)
                 self.unhide(tokens)
 
-    def replace(self, make: Callable[[str], None]) -> None:
-        """The product's way to change the file: new contents, next generation, then the switch. Call it locked."""
-        temp = self.temp_path()
-        make(temp)
-        sync_file(temp)
-        self.next_generation()
-        os.replace(temp, self.path)
-        sync_directory(self.folder)
+    def replace(self, make: Callable[[str | None, frozenset[str], str], None]) -> None:
+        """The product's way to change the file: `make` writes new contents, from the old ones (None: there are none) and
+        the tombstones, into the file that it is given; then next generation, then the switch."""
+        with os_faults():
+            os.makedirs(self.folder, exist_ok=True)
+            with self.locked():
+                temp = self.temp_path()
+                make(self.path if self.exists() else None, self.hidden(), temp)
+                sync_file(temp)
+                self.next_generation()
+                os.replace(temp, self.path)
+                sync_directory(self.folder)
 
     def temp_path(self) -> str:
         return f"{self.path}{_TEMP}{uuid4().hex}"
@@ -373,6 +382,25 @@ class UnitFile:
     def refuse_older(self, fence: int) -> None:
         if fence < self._state()[0]:
             raise FencedOff
+
+    @contextmanager
+    def reading(self) -> Iterator[str]:
+        """A path under which the contents can be read. FileNotFoundError where there is no unit."""
+        yield self.path
+
+    def former(self) -> Iterator[str]:
+        """Paths of contents that the store keeps of before: none, for a file is replaced."""
+        return iter(())
+
+    def count(self, needles: Sequence[bytes]) -> list[int]:
+        """How often each needle occurs in the unit's file, side files and leftovers."""
+        return count_needles(self.own_files(), needles)
+
+    def rewrite(
+        self, fence: int, rebuild: Callable[[str, str], Rewrite[T]], drop: Collection[str], crash_point: CrashPoint
+    ) -> T:
+        """See `rewrite`; `rebuild` is given the file to read and the one to write."""
+        return rewrite(self, fence, lambda temp: rebuild(self.path, temp), drop, crash_point)
 
     def own_files(self) -> list[str]:
         """The unit's file, side files and leftovers: what a scan reads."""

@@ -1,16 +1,18 @@
-"""`faiss:///dir`: a unit is an index file below the root, a locator a vector id in decimal.
+"""`faiss:///dir`, `faiss+s3://bucket/prefix`: a unit is an index file, a locator a vector id in decimal.
 
-Two kinds of index can give a vector back and drop it: Flat under an id map, and IVFFlat in one file. Others (HNSW,
-quantised, on-disk lists) are answered with BLOCKED, for nothing short of a rebuild erases from them. `add` and `search`
-are for the product: `search` leaves hidden vectors out.
+Three kinds of index can give a vector back: Flat under an id map, IVFFlat in one file, and HNSWFlat under an id map,
+which is rebuilt from the vectors that stay. Others (quantised, on-disk lists, HNSW by position) are answered with
+BLOCKED, for what they hold is not enough to build them again. `add` and `search` are for the product: `search` leaves
+hidden vectors out.
 """
 
 from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 from threading import Lock
 from typing import Any, BinaryIO, Final
 
@@ -18,21 +20,8 @@ import faiss as untyped_faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from expunge.adapters.stores import (
-    FREE_BLOCKS,
-    OPEN_READERS,
-    Contents,
-    CrashPoint,
-    Rewrite,
-    UnitFile,
-    all_outcomes,
-    count_needles,
-    directory_of,
-    nowhere,
-    os_faults,
-    rewrite,
-    windows,
-)
+from expunge.adapters.stores import CrashPoint, Rewrite, UnitFile, all_outcomes, nowhere, os_faults, windows
+from expunge.adapters.stores.units import LocalFiles, Unit, UnitFiles, files_of, refuse_rest
 from expunge.domain.errors import Rejected, Retryable
 from expunge.domain.words import Level, Outcome
 from expunge.ports import Capabilities, Erasure, Outcomes
@@ -57,16 +46,24 @@ _MAPPED: Final = getattr(faiss, "IO_FLAG_MMAP_IFC", 0)
 """Since faiss 1.11; before it the file is read."""
 
 
+class Kind(Enum):
+    """Flat under an id map; IVFFlat; HNSWFlat under an id map."""
+
+    FLAT = auto()
+    LISTS = auto()
+    GRAPH = auto()
+
+
 @dataclass(frozen=True, slots=True)
 class Index:
-    """One of the two kinds: `flat` has an id map over a Flat index, the other is IVFFlat."""
+    """An index of a kind that can give its vectors back. `faiss`: kept alive here, for parts of it are bare pointers."""
 
     faiss: Any  # SWIG types: not typed well enough to help
-    flat: bool
+    kind: Kind
 
     def ids(self) -> Ids:
-        if self.flat:
-            return np.asarray(faiss.vector_to_array(self.faiss.id_map), dtype=np.int64)
+        if self.kind is not Kind.LISTS:
+            return np.array(faiss.vector_to_array(self.faiss.id_map), dtype=np.int64)
         lists = self.faiss.invlists
         held = [
             faiss.rev_swig_ptr(lists.get_ids(i), lists.list_size(i)).copy()
@@ -78,8 +75,10 @@ class Index:
     def vectors(self, ids: Ids) -> Vectors:
         """The stored floats of those of `ids` that are there, in storage order."""
         at = _places(self.ids(), ids)
-        if self.flat:
+        if self.kind is not Kind.LISTS:
             flat = faiss.downcast_index(self.faiss.index)
+            if self.kind is Kind.GRAPH:
+                flat = faiss.downcast_index(flat.storage)
             stored = faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * flat.d).reshape(flat.ntotal, flat.d)
             return np.array(stored[at], dtype=np.float32)
         lists, d = self.faiss.invlists, self.faiss.d
@@ -91,9 +90,25 @@ class Index:
         return np.array(np.concatenate([np.empty((0, d), np.float32), *held])[at], dtype=np.float32)
 
     def centroids(self) -> Vectors:
-        if self.flat:
+        if self.kind is not Kind.LISTS:
             return np.empty((0, self.faiss.d), np.float32)
         return np.asarray(self.faiss.quantizer.reconstruct_n(0, self.faiss.nlist), dtype=np.float32)
+
+    def without(self, ids: Ids) -> tuple[int, Index]:
+        """How many of `ids` there were, and the index without them: this one, or a rebuilt one."""
+        if self.kind is Kind.GRAPH:
+            return _rebuilt(self, ids) if np.isin(self.ids(), ids).any() else (0, self)
+        return _remove(self, ids), self
+
+    def parameters(self) -> Any:  # noqa: ANN401 - a SWIG object
+        """Of a search as the index would do it by itself."""
+        match self.kind:
+            case Kind.FLAT:
+                return faiss.SearchParameters()
+            case Kind.LISTS:
+                return faiss.SearchParametersIVF(nprobe=self.faiss.nprobe)
+            case Kind.GRAPH:
+                return faiss.SearchParametersHNSW(efSearch=faiss.downcast_index(self.faiss.index).hnsw.efSearch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,17 +153,19 @@ class Unsupported(Rejected):
     """The file holds an index of a type that this adapter cannot erase from."""
 
     def __init__(self) -> None:
-        super().__init__("unsupported-index", f"expected IDMap over Flat, or IVFFlat in one file; {CANNOT_DROP}")
+        super().__init__(
+            "unsupported-index", f"expected IDMap over Flat or HNSWFlat, or IVFFlat in one file; {CANNOT_DROP}"
+        )
 
 
 class FaissReader:
-    capabilities = Capabilities(rewrites_unit=True, max_level=Level.FILE_ABSENT)
-
-    def __init__(self, root: str, name: str) -> None:
+    def __init__(self, root: str | UnitFiles, name: str) -> None:
         self.name = name
-        self._root = root
-        self._loaded: tuple[str, Contents, Index] | None = None
-        self._stored: tuple[str, Contents, Stored] | None = None
+        self._files = LocalFiles(root) if isinstance(root, str) else root
+        self.capabilities = Capabilities(rewrites_unit=True, max_level=self._files.level)
+        self._erases = False
+        self._loaded: tuple[str, Hashable, Index] | None = None
+        self._stored: tuple[str, Hashable, Stored] | None = None
         self._loading = Lock()
 
     def search(self, unit: str, vectors: Vectors, k: int) -> tuple[Vectors, Ids]:
@@ -156,7 +173,7 @@ class FaissReader:
         file = self._file(unit)
         hidden = _hidden_ids(file)
         index = self._load(file)
-        parameters = faiss.SearchParameters() if index.flat else faiss.SearchParametersIVF(nprobe=index.faiss.nprobe)
+        parameters = index.parameters()
         if hidden.size:
             hiding = faiss.IDSelectorBatch(hidden)  # kept alive here: the parameters hold bare pointers
             showing = faiss.IDSelectorNot(hiding)
@@ -169,10 +186,10 @@ class FaissReader:
         file = self._file(unit)
         with os_faults():
             hidden = _hidden_ids(file)
-            if not file.exists():
-                return np.zeros(len(locators), dtype=np.bool_)
-            held = self._look(file).held
-        return np.isin(wanted, held) & ~np.isin(wanted, hidden)
+            there = np.isin(wanted, self._look(file).held) if file.exists() else np.zeros(len(wanted), dtype=np.bool_)
+            for path in file.former():
+                there |= np.isin(wanted, _read(path).ids())
+        return there & ~np.isin(wanted, hidden)
 
     def needles(self, unit: str, locators: Sequence[str]) -> list[tuple[bytes, ...]]:
         """Three windows of 16 bytes (four components) of each vector's stored floats."""
@@ -190,31 +207,35 @@ class FaissReader:
     def scan(self, unit: str, needles: Sequence[bytes]) -> list[int]:
         """Reads the index file, its side files and leftovers of crashed rewrites."""
         with os_faults():
-            return count_needles(self._file(unit).own_files(), needles)
+            return self._file(unit).count(needles)
 
-    def _file(self, unit: str) -> UnitFile:
-        return UnitFile(self._root, unit, _TOKEN_CHARS)
+    def _file(self, unit: str) -> Unit:
+        if not self._erases:
+            self._files.check()
+        return self._files.unit(unit, _TOKEN_CHARS)
 
-    def _look(self, file: UnitFile) -> Stored:
+    def _look(self, file: Unit) -> Stored:
         """What is in the file now; the last answer is kept."""
         with self._loading:
             contents = file.contents()
             if self._stored is None or self._stored[:2] != (file.path, contents):
-                stored = Stored.of_flat(file.path)
+                # Only of a file that lies here can parts be read later on: of others the copy is gone by then.
+                stored = Stored.of_flat(file.path) if isinstance(file, UnitFile) else None
                 if stored is None:
                     return Stored.of_index(self._loaded_index(file, contents))
                 self._stored = (file.path, contents, stored)
             return self._stored[2]
 
-    def _load(self, file: UnitFile) -> Index:
+    def _load(self, file: Unit) -> Index:
         """The index as it is in the file now; the last one read is kept."""
         with self._loading:
             return self._loaded_index(file, file.contents())
 
-    def _loaded_index(self, file: UnitFile, contents: Contents) -> Index:
+    def _loaded_index(self, file: Unit, contents: Hashable) -> Index:
         if self._loaded is None or self._loaded[:2] != (file.path, contents):
             self._loaded = None  # two large indexes never have to fit
-            self._loaded = (file.path, contents, _read(file.path))
+            with file.reading() as path:
+                self._loaded = (file.path, contents, _read(path))
         return self._loaded[2]
 
 
@@ -222,68 +243,67 @@ class FaissStore(FaissReader):
     """What is added before the switch under an id that is being erased is erased with it; `add` refuses an id that is
     hidden. `add` from any process is safe, because it takes the unit's lock."""
 
-    def __init__(self, root: str, name: str, *, crash_point: CrashPoint = nowhere) -> None:
+    def __init__(self, root: str | UnitFiles, name: str, *, crash_point: CrashPoint = nowhere) -> None:
         super().__init__(root, name)
         self._crash_point = crash_point
+        self._erases = True
 
     def create(self, unit: str, index: Any) -> None:  # noqa: ANN401 - a SWIG object
         """Put an index (trained, perhaps filled) in the unit's place."""
         if _kind(index) is None:
             raise Unsupported
-        file = self._file(unit)
-        with os_faults():
-            os.makedirs(file.folder, exist_ok=True)
-            with file.locked():
-                file.replace(lambda temp: _write(index, temp))
+        self._file(unit).replace(lambda _, __, new: _write(index, new))
 
     def add(self, unit: str, ids: Ids, vectors: Vectors) -> None:
         """Insert, in the place of vectors with the same ids. A missing index is made: Flat, L2."""
-        file = self._file(unit)
         ids, vectors = np.ascontiguousarray(ids, np.int64), np.ascontiguousarray(vectors, np.float32)
-        with os_faults():
-            os.makedirs(file.folder, exist_ok=True)
-            with file.locked():
-                if np.isin(ids, _hidden_ids(file)).any():
-                    raise Rejected("hidden-artifact", "expected new ids, got one that is hidden and awaits erasure")
-                index = _read(file.path) if file.exists() else _new(vectors.shape[1])
-                _remove(index, ids)
-                index.faiss.add_with_ids(vectors, ids)
-                file.replace(lambda temp: _write(index.faiss, temp))
+
+        def with_them(old: str | None, hidden: frozenset[str], new: str) -> None:
+            if np.isin(ids, _as_ids(hidden)).any():
+                raise Rejected("hidden-artifact", "expected new ids, got one that is hidden and awaits erasure")
+            index = _read(old) if old is not None else _new(vectors.shape[1])
+            _, index = index.without(ids)
+            index.faiss.add_with_ids(vectors, ids)
+            _write(index.faiss, new)
+
+        self._file(unit).replace(with_them)
 
     def hide(self, unit: str, locators: Sequence[str]) -> Outcomes:
         wanted = _ids(locators)
         file = self._file(unit)
         outcomes = all_outcomes(len(locators), Outcome.ABSENT_BEFORE)
+
+        def choose(tokens: frozenset[str]) -> list[str]:
+            known = np.isin(wanted, _as_ids(tokens))
+            there = np.isin(wanted, self._look(file).held) | known
+            outcomes[there] = Outcome.GONE
+            return _tokens(wanted[there & ~known])
+
         with os_faults():
-            if not file.exists():
-                return outcomes
-            with file.locked():
-                hidden = _hidden_ids(file)
-                known = np.isin(wanted, hidden)
-                there = np.isin(wanted, self._look(file).held) | known
-                file.hide(_tokens(wanted[there & ~known]))
-                self._crash_point("hidden")
-        outcomes[there] = Outcome.GONE
+            if file.exists():
+                file.hide(choose, self._crash_point)
         return outcomes
 
     def erase(self, unit: str, locators: Sequence[str], fence: int) -> Erasure:
         wanted = _ids(locators)
         file = self._file(unit)
         outcomes = all_outcomes(len(locators), Outcome.ABSENT_BEFORE)
-        residue: tuple[str, ...] = (FREE_BLOCKS, OPEN_READERS)
+        level, residue = self.capabilities.max_level, self._files.residue
         with os_faults():
             if not file.exists():
                 file.forget(fence, _tokens(wanted))
-                return Erasure(outcomes, Level.FILE_ABSENT, _METHOD, residue)
+                return Erasure(outcomes, level, _METHOD, residue)
             try:
-                removed = rewrite(file, fence, _without(file, wanted), _tokens(wanted), self._crash_point)
+                removed = file.rewrite(
+                    fence, lambda old, new: _without(old, new, wanted), _tokens(wanted), self._crash_point
+                )
             except Unsupported:
                 blocked = all_outcomes(len(locators), Outcome.BLOCKED)
                 return Erasure(blocked, Level.ACKNOWLEDGED, "none", (CANNOT_DROP,))
         outcomes[np.isin(wanted, removed.ids)] = Outcome.GONE
         if removed.is_centroid:
             return Erasure(outcomes, Level.UNREACHABLE, _METHOD, (CENTROID, *residue))
-        return Erasure(outcomes, Level.FILE_ABSENT, _METHOD, residue)
+        return Erasure(outcomes, level, _METHOD, residue)
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,11 +313,15 @@ class Removed:
 
 
 def open_store(url: str, name: str) -> FaissStore:
-    return FaissStore(directory_of(url), name)
+    files, rest = files_of(url, erasing=True)
+    refuse_rest(rest)
+    return FaissStore(files, name)
 
 
 def open_reader(url: str, name: str) -> FaissReader:
-    return FaissReader(directory_of(url), name)
+    files, rest = files_of(url, erasing=False)
+    refuse_rest(rest)
+    return FaissReader(files, name)
 
 
 def _ids(locators: Sequence[str]) -> Ids:
@@ -316,8 +340,12 @@ def _tokens(ids: Ids) -> list[str]:
     return [digits[at : at + _TOKEN_CHARS] for at in range(0, len(digits), _TOKEN_CHARS)]
 
 
-def _hidden_ids(file: UnitFile) -> Ids:
-    return np.frombuffer(bytes.fromhex("".join(file.hidden())), ">i8").astype(np.int64)
+def _hidden_ids(file: Unit) -> Ids:
+    return _as_ids(file.hidden())
+
+
+def _as_ids(tokens: frozenset[str]) -> Ids:
+    return np.frombuffer(bytes.fromhex("".join(tokens)), ">i8").astype(np.int64)
 
 
 def _places(held: Ids, ids: Ids) -> Ids:
@@ -347,18 +375,20 @@ def _flat_layout(file: BinaryIO) -> tuple[int, int] | None:
 
 
 def _new(dimensions: int) -> Index:
-    return Index(faiss.IndexIDMap2(faiss.IndexFlatL2(dimensions)), flat=True)
+    return Index(faiss.IndexIDMap2(faiss.IndexFlatL2(dimensions)), Kind.FLAT)
 
 
 def _kind(index: Any) -> Index | None:  # noqa: ANN401 - a SWIG object
     if isinstance(index, faiss.IndexIDMap):
         inner = faiss.downcast_index(index.index)
-        return Index(index, flat=True) if isinstance(inner, faiss.IndexFlat) else None
+        if isinstance(inner, faiss.IndexHNSWFlat):
+            return Index(index, Kind.GRAPH)
+        return Index(index, Kind.FLAT) if isinstance(inner, faiss.IndexFlat) else None
     if type(index) is faiss.IndexIVFFlat:
         in_memory = isinstance(faiss.downcast_InvertedLists(index.invlists), faiss.ArrayInvertedLists)
         no_map = index.direct_map.type == faiss.DirectMap.NoMap
         flat_quantizer = isinstance(faiss.downcast_index(index.quantizer), faiss.IndexFlat)
-        return Index(index, flat=False) if in_memory and no_map and flat_quantizer else None
+        return Index(index, Kind.LISTS) if in_memory and no_map and flat_quantizer else None
     return None
 
 
@@ -394,21 +424,34 @@ def _remove(index: Index, ids: Ids) -> int:
     return int(index.faiss.remove_ids(selector))
 
 
-def _without(file: UnitFile, wanted: Ids) -> Callable[[str], Rewrite[Removed]]:
-    def rebuild(temp: str) -> Rewrite[Removed]:
-        index = _read(file.path)
-        held = index.ids()
-        ids = held[_places(held, wanted)]
-        if ids.size == 0:
-            return Rewrite(changed=False, result=Removed(ids, is_centroid=False))
-        # Only of an index with centroids are all vectors needed: one may equal a centroid.
-        vectors = index.vectors(ids[:_SEARCHED] if index.flat else ids)
-        left = int(index.faiss.ntotal) - _remove(index, ids)
-        _write(index.faiss, temp)
-        _verify(temp, left, ids, vectors[:_SEARCHED])
-        return Rewrite(changed=True, result=Removed(ids, _share_a_row(vectors, index.centroids())))
+def _rebuilt(index: Index, ids: Ids) -> tuple[int, Index]:
+    """A graph anew from the vectors that stay, with the same parameters: faiss removes nothing from one, and a repaired
+    graph would keep links that the erased vector made."""
+    old = faiss.downcast_index(index.faiss.index)
+    held = index.ids()
+    stay = ~np.isin(held, ids)
+    new = faiss.IndexHNSWFlat(old.d, old.hnsw.nb_neighbors(1), old.metric_type)
+    new.metric_arg = old.metric_arg
+    new.hnsw.efConstruction, new.hnsw.efSearch = old.hnsw.efConstruction, old.hnsw.efSearch
+    new.hnsw.check_relative_distance = old.hnsw.check_relative_distance
+    mapped = type(index.faiss)(new)
+    mapped.add_with_ids(index.vectors(held[stay]), held[stay])
+    return int((~stay).sum()), Index(mapped, Kind.GRAPH)
 
-    return rebuild
+
+def _without(old: str, new: str, wanted: Ids) -> Rewrite[Removed]:
+    index = _read(old)
+    held = index.ids()
+    ids = held[_places(held, wanted)]
+    if ids.size == 0:
+        return Rewrite(changed=False, result=Removed(ids, is_centroid=False))
+    # Only of an index with centroids are all vectors needed: one may equal a centroid.
+    vectors = index.vectors(ids if index.kind is Kind.LISTS else ids[:_SEARCHED])
+    before = int(index.faiss.ntotal)
+    removed, index = index.without(ids)
+    _write(index.faiss, new)
+    _verify(new, before - removed, ids, vectors[:_SEARCHED])
+    return Rewrite(changed=True, result=Removed(ids, _share_a_row(vectors, index.centroids())))
 
 
 def _verify(temp: str, left: int, ids: Ids, vectors: Vectors) -> None:

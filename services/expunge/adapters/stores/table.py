@@ -7,15 +7,34 @@ A plug-in's entry point is named after its URL scheme and loads to a module (or 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Final, Protocol, cast
 
-from expunge.domain.errors import Misconfigured
+from expunge.domain.errors import Misconfigured, Retryable
 from expunge.ports import Store, StoreReader
 
 ENTRY_POINTS: Final = "expunge.stores"
+
+
+class Severity(StrEnum):
+    """Of a remark: erasure will not work or will not hold; somebody should know before it is relied on; good to know."""
+
+    WRONG = "wrong"
+    WARNING = "warning"
+    NOTE = "note"
+
+
+@dataclass(frozen=True, slots=True)
+class Remark:
+    """One thing about a store that bears on erasing from it. `code` is stable; `words` say what to do."""
+
+    severity: Severity
+    code: str
+    words: str
 
 
 class StoreModule(Protocol):
@@ -41,7 +60,12 @@ BUILT_IN: Final[dict[str, BuiltIn]] = {
     "file": BuiltIn(f"{_HERE}.local", rewrites_unit=False),
     "memory": BuiltIn(f"{_HERE}.memory"),
     "wds": BuiltIn(f"{_HERE}.webdataset"),
+    "wds+s3": BuiltIn(f"{_HERE}.webdataset", ("boto3", "botocore"), "expunge[s3]"),
+    "parquet": BuiltIn(f"{_HERE}.parquet", ("pyarrow",), "expunge[import]"),
+    "parquet+s3": BuiltIn(f"{_HERE}.parquet", ("pyarrow", "boto3", "botocore"), "expunge[import,s3]"),
     "faiss": BuiltIn(f"{_HERE}.faiss", ("faiss",), "expunge[faiss]"),
+    "faiss+s3": BuiltIn(f"{_HERE}.faiss", ("faiss", "boto3", "botocore"), "expunge[faiss,s3]"),
+    "s3": BuiltIn(f"{_HERE}.s3", ("boto3", "botocore"), "expunge[s3]", rewrites_unit=False),
     "pgvector": BuiltIn(f"{_HERE}.pgvector", ("psycopg", "psycopg_pool"), "expunge[pgvector]"),
     "pgvector+postgresql": BuiltIn(f"{_HERE}.pgvector", ("psycopg", "psycopg_pool"), "expunge[pgvector]"),
 }
@@ -55,6 +79,21 @@ def open_store(url: str, name: str) -> Store:
 def open_reader(url: str, name: str) -> StoreReader:
     """The same store without `hide` and `erase`."""
     return _module(url).open_reader(url, name)
+
+
+def check(name: str, urls: Mapping[str, str]) -> list[Remark]:
+    """What could defeat erasure from the store `name` of those at `urls`, looked at without changing anything."""
+    url = urls[name]
+    if url.partition(":")[0].split("+")[-1] == "s3":
+        _module(url)  # its libraries are there, or it says which to install
+        from expunge.adapters.stores.s3.checking import check as look
+
+        return look(url, {other: where for other, where in urls.items() if other != name})
+    try:
+        open_reader(url, name)
+    except (Misconfigured, Retryable) as trouble:
+        return [Remark(Severity.WRONG, "cannot-open", str(trouble))]
+    return []
 
 
 def rewrites_unit(url: str) -> bool:

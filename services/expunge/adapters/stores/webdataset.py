@@ -1,4 +1,4 @@
-"""`wds:///dir`: a unit is a WebDataset shard (a plain tar below the root), a locator a sample key: all members whose
+"""`wds:///dir`, `wds+s3://bucket/prefix`: a unit is a WebDataset shard (a plain tar), a locator a sample key: all members whose
 name up to the first dot of its last part is the key.
 
 Survivors are copied as raw bytes, never re-encoded. A shard is always replaced as a whole, so readers never see half of
@@ -11,37 +11,18 @@ import io
 import os
 import re
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from itertools import groupby, pairwise
 from typing import BinaryIO, Final
 
-import numpy as np
-from numpy.typing import NDArray
-
-from expunge.adapters.stores import (
-    FREE_BLOCKS,
-    OPEN_READERS,
-    CrashPoint,
-    Rewrite,
-    UnitFile,
-    all_outcomes,
-    count_needles,
-    directory_of,
-    nowhere,
-    os_faults,
-    rewrite,
-    windows,
-)
+from expunge.adapters.stores import CrashPoint, Rewrite, nowhere, windows
+from expunge.adapters.stores.rows import Damaged, RowReader, RowStore, refuse_hidden, token
+from expunge.adapters.stores.units import LocalFiles, UnitFiles, files_of, refuse_rest
 from expunge.domain.errors import Rejected, Retryable
-from expunge.domain.words import Level, Outcome
-from expunge.ports import Capabilities, Erasure, Outcomes
 
 NOT_A_TAR: Final = "the shard is no sound plain tar: nothing in it was changed"
 
-_METHOD: Final = "rewrite of the shard"
-_TOKEN_CHARS: Final = 32
 _NEEDLE_BYTES: Final = 32
 _BLOCK: Final = 512
 _RECORD: Final = 20 * _BLOCK
@@ -68,128 +49,92 @@ class Listing:
     end: int
 
 
-class NotATar(Rejected):
+class NotATar(Damaged):
     """The shard is not a sound plain tar."""
 
     def __init__(self, got: str) -> None:
         super().__init__("not-a-tar", f"expected a sound plain tar as the shard, got {got}")
 
 
-class WebDatasetReader:
-    capabilities = Capabilities(rewrites_unit=True, max_level=Level.FILE_ABSENT)
-
-    def __init__(self, root: str, name: str) -> None:
-        self.name = name
-        self._root = root
+class WebDatasetReader(RowReader):
+    def __init__(self, root: str | UnitFiles, name: str) -> None:
+        super().__init__(_place(root), name, Shards())
 
     def read(self, shard: str) -> Iterator[tuple[str, dict[str, bytes]]]:
         """The samples that are not hidden, in the shard's order: (key, {extension: content})."""
         file = self._file(shard)
         hidden = file.hidden()
-        with open(file.path, "rb") as tar:
+        with file.reading() as path, open(path, "rb") as tar:
             for key, members in groupby(_list(tar).members, key=lambda m: m.key):
-                if _token(key) not in hidden:
+                if token(key) not in hidden:
                     yield key, {m.extension: os.pread(tar.fileno(), m.size, m.data) for m in members}
 
-    def probe(self, unit: str, locators: Sequence[str]) -> NDArray[np.bool_]:
-        _refuse_hostile_keys(locators)
-        file = self._file(unit)
-        with os_faults():
-            hidden = file.hidden()
-            keys = _keys(file)
-        found = (key in keys and _token(key) not in hidden for key in locators)
-        return np.fromiter(found, dtype=np.bool_, count=len(locators))
 
-    def needles(self, unit: str, locators: Sequence[str]) -> list[tuple[bytes, ...]]:
-        """Three windows of 32 bytes of the sample's largest member."""
-        _refuse_hostile_keys(locators)
-        file = self._file(unit)
-        with os_faults():
-            if not file.exists():
-                return [()] * len(locators)
-            with open(file.path, "rb") as tar:
-                largest: dict[str, Member] = {}
-                for member in _list(tar).members:
-                    if member.key not in largest or member.size > largest[member.key].size:
-                        largest[member.key] = member
-                return [_needles(tar.fileno(), largest.get(key)) for key in locators]
+class WebDatasetStore(RowStore, WebDatasetReader):
+    """`append` refuses a key that is hidden."""
 
-    def scan(self, unit: str, needles: Sequence[bytes]) -> list[int]:
-        """Reads the shard, its side files and leftovers of crashed rewrites."""
-        with os_faults():
-            return count_needles(self._file(unit).own_files(), needles)
-
-    def _file(self, unit: str) -> UnitFile:
-        return UnitFile(self._root, unit, _TOKEN_CHARS)
-
-
-class WebDatasetStore(WebDatasetReader):
-    """What is inserted before the switch under a key that is being erased is erased with it; `append` refuses a key
-    that is hidden."""
-
-    def __init__(self, root: str, name: str, *, crash_point: CrashPoint = nowhere) -> None:
-        super().__init__(root, name)
-        self._crash_point = crash_point
+    def __init__(self, root: str | UnitFiles, name: str, *, crash_point: CrashPoint = nowhere) -> None:
+        RowStore.__init__(self, _place(root), name, Shards(), crash_point=crash_point)
 
     def write_shard(self, shard: str, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> None:
         """A new shard, or a new one in its place."""
-        file = self._file(shard)
-        with os_faults():
-            os.makedirs(file.folder, exist_ok=True)
-            with file.locked():
-                file.replace(lambda temp: _write(temp, None, _refusing(file.hidden(), samples)))
+        held = list(samples)
+        self._file(shard).replace(lambda _, hidden, new: _write(new, None, _refusing(hidden, held)))
 
     def append(self, shard: str, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> None:
-        file = self._file(shard)
-        with os_faults():
-            os.makedirs(file.folder, exist_ok=True)
-            with file.locked():
-                before = file.path if file.exists() else None
-                file.replace(lambda temp: _write(temp, before, _refusing(file.hidden(), samples)))
+        held = list(samples)
+        self._file(shard).replace(lambda old, hidden, new: _write(new, old, _refusing(hidden, held)))
 
-    def hide(self, unit: str, locators: Sequence[str]) -> Outcomes:
-        _refuse_hostile_keys(locators)
-        file = self._file(unit)
-        outcomes = all_outcomes(len(locators), Outcome.ABSENT_BEFORE)
-        with os_faults():
-            if not file.exists():
-                return outcomes
-            with file.locked():
-                keys, hidden = _keys(file), file.hidden()
-                tokens = [_token(key) for key in locators]
-                for index, (key, token) in enumerate(zip(locators, tokens, strict=True)):
-                    if key in keys or token in hidden:
-                        outcomes[index] = Outcome.GONE
-                file.hide({t for t, o in zip(tokens, outcomes, strict=True) if o == Outcome.GONE} - hidden)
-                self._crash_point("hidden")
-        return outcomes
 
-    def erase(self, unit: str, locators: Sequence[str], fence: int) -> Erasure:
+class Shards:
+    """The format: plain tar, samples by key."""
+
+    method = "rewrite of the shard"
+    damaged = NOT_A_TAR
+
+    def refuse_hostile(self, locators: Sequence[str]) -> None:
         _refuse_hostile_keys(locators)
-        file = self._file(unit)
-        wanted = frozenset(locators)
-        residue = (FREE_BLOCKS, OPEN_READERS)
-        with os_faults():
-            tokens = {_token(key) for key in wanted}
-            if not file.exists():
-                file.forget(fence, tokens)
-                absent = all_outcomes(len(locators), Outcome.ABSENT_BEFORE)
-                return Erasure(absent, Level.FILE_ABSENT, _METHOD, residue)
-            try:
-                gone = rewrite(file, fence, _without(file, wanted), tokens, self._crash_point)
-            except NotATar:
-                return Erasure(all_outcomes(len(locators), Outcome.FAILED), Level.ACKNOWLEDGED, "none", (NOT_A_TAR,))
-        outcomes = all_outcomes(len(locators), Outcome.ABSENT_BEFORE)
-        outcomes[np.fromiter((k in gone for k in locators), dtype=np.bool_, count=len(locators))] = Outcome.GONE
-        return Erasure(outcomes, Level.FILE_ABSENT, _METHOD, residue)
+
+    def keys(self, path: str) -> frozenset[str]:
+        with open(path, "rb") as tar:
+            return frozenset(m.key for m in _list(tar).members)
+
+    def needles(self, path: str, locators: Sequence[str]) -> list[tuple[bytes, ...]]:
+        with open(path, "rb") as tar:
+            largest: dict[str, Member] = {}
+            for member in _list(tar).members:
+                if member.key not in largest or member.size > largest[member.key].size:
+                    largest[member.key] = member
+            return [_needles(tar.fileno(), largest.get(key)) for key in locators]
+
+    def without(self, old: str, new: str, wanted: frozenset[str]) -> Rewrite[frozenset[str]]:
+        with open(old, "rb") as before:
+            listing = _list(before)
+            gone = frozenset(m.key for m in listing.members) & wanted
+            if not gone and not _has_junk(before.fileno(), listing.end):
+                return Rewrite(changed=False, result=gone)
+            with open(new, "wb") as after:
+                for start, end in _kept(listing, gone):
+                    _copy(before.fileno(), after.fileno(), start, end)
+                after.write(_end_of_archive(os.lseek(after.fileno(), 0, os.SEEK_CUR)))
+            _verify(new, [m for m in listing.members if m.key not in gone])
+            return Rewrite(changed=True, result=gone)
 
 
 def open_store(url: str, name: str) -> WebDatasetStore:
-    return WebDatasetStore(directory_of(url), name)
+    files, rest = files_of(url, erasing=True)
+    refuse_rest(rest)
+    return WebDatasetStore(files, name)
 
 
 def open_reader(url: str, name: str) -> WebDatasetReader:
-    return WebDatasetReader(directory_of(url), name)
+    files, rest = files_of(url, erasing=False)
+    refuse_rest(rest)
+    return WebDatasetReader(files, name)
+
+
+def _place(root: str | UnitFiles) -> UnitFiles:
+    return LocalFiles(root) if isinstance(root, str) else root
 
 
 def _refuse_hostile_keys(keys: Sequence[str]) -> None:
@@ -198,22 +143,10 @@ def _refuse_hostile_keys(keys: Sequence[str]) -> None:
             raise Rejected("hostile-locator", "expected a sample key, got an empty, absolute or dotted path or a NUL")
 
 
-def _token(key: str) -> str:
-    """A tombstone names no sample: a digest of fixed length, whatever the key holds."""
-    return blake2b(key.encode("utf-8", "surrogateescape"), digest_size=_TOKEN_CHARS // 2).hexdigest()
-
-
 def _key_of(member: str) -> tuple[str, str]:
     match = _KEY.fullmatch(member)
     key = match[1] if match else member
     return key, member[len(key) + 1 :]
-
-
-def _keys(file: UnitFile) -> frozenset[str]:
-    if not file.exists():
-        return frozenset()
-    with open(file.path, "rb") as tar:
-        return frozenset(m.key for m in _list(tar).members)
 
 
 def _list(file: BinaryIO) -> Listing:
@@ -243,23 +176,6 @@ def _read_headers(file: BinaryIO) -> Listing:
             elif info.islnk() or info.issym():
                 raise NotATar("links between members")
         return Listing(members, tar.offset)
-
-
-def _without(file: UnitFile, wanted: frozenset[str]) -> Callable[[str], Rewrite[frozenset[str]]]:
-    def rebuild(temp: str) -> Rewrite[frozenset[str]]:
-        with open(file.path, "rb") as old:
-            listing = _list(old)
-            gone = frozenset(m.key for m in listing.members) & wanted
-            if not gone and not _has_junk(old.fileno(), listing.end):
-                return Rewrite(changed=False, result=gone)
-            with open(temp, "wb") as new:
-                for start, end in _kept(listing, gone):
-                    _copy(old.fileno(), new.fileno(), start, end)
-                new.write(_end_of_archive(os.lseek(new.fileno(), 0, os.SEEK_CUR)))
-            _verify(temp, [m for m in listing.members if m.key not in gone])
-            return Rewrite(changed=True, result=gone)
-
-    return rebuild
 
 
 def _kept(listing: Listing, gone: frozenset[str]) -> Iterator[tuple[int, int]]:
@@ -301,8 +217,7 @@ def _refusing(
 ) -> Iterator[tuple[str, Mapping[str, bytes]]]:
     for key, parts in samples:
         _refuse_hostile_keys([key])
-        if _token(key) in hidden:
-            raise Rejected("hidden-artifact", "expected new samples, got a key that is hidden and awaits erasure")
+        refuse_hidden(key, hidden)
         yield key, parts
 
 
