@@ -128,7 +128,7 @@ def _ministack(directory: Path) -> Iterator[S3Server]:
     )  # fmt: skip
     try:
         endpoint = f"http://127.0.0.1:{port}"
-        process.await_ready(lambda: answers(endpoint), 60.0)
+        process.await_ready(lambda: answers(endpoint), 120.0)
         yield S3Server("ministack", endpoint, "test", "test")
     finally:
         process.stop()

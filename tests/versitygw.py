@@ -89,7 +89,7 @@ class VersityGateway:
             )
         )  # fmt: skip
         endpoint = f"http://127.0.0.1:{port}"
-        process.await_ready(lambda: answers(endpoint), 30.0)
+        process.await_ready(lambda: answers(endpoint), 120.0)
         return cls(endpoint, access_key, secret_key, "us-east-1", objects, versions, process, program)
 
     def add_user(self, name: str) -> str:

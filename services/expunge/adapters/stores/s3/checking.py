@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import Any, Final
 
 from expunge.adapters.stores.s3.client import UNSUPPORTED, Place, S3Trouble, client, parse, translated
@@ -39,7 +40,7 @@ def check(url: str, others: Mapping[str, str]) -> list[Remark]:
         found += _roles(s3, place)
     except (S3Trouble, Misconfigured) as trouble:
         return [Remark(Severity.WRONG, getattr(trouble, "code", "misconfigured"), str(trouble))]
-    return found + [remark for look in _LOOKS for remark in _asked(lambda look=look: look(s3, place, others))]
+    return found + [remark for look in _LOOKS for remark in _asked(partial(look, s3, place, others))]
 
 
 def _reached(s3: Any, place: Place) -> Iterator[Remark]:  # noqa: ANN401 - a boto3 client

@@ -5,7 +5,7 @@ Nothing of a boto3 exception leaves here but its code: its texts hold addresses 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
@@ -196,9 +196,9 @@ def code_of(error: ClientError) -> str:
     return str(error.response.get("Error", {}).get("Code", "unknown"))
 
 
-def refuse_hostile_keys(locators: object) -> None:
+def refuse_hostile_keys(locators: Sequence[str]) -> None:
     """Each locator is one name, with a slash after it where all below it is meant."""
-    for locator in locators if isinstance(locators, list | tuple) else list(locators):  # type: ignore[call-overload]
+    for locator in locators:
         name = locator.removesuffix("/")
         if name in {"", ".", ".."} or "/" in name or "\0" in name or not utf8(name):
             raise Rejected(

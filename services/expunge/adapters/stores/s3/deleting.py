@@ -11,8 +11,8 @@ from expunge.adapters.stores.s3.client import MISSING, PASSING, SLOW, Place, S3T
 from expunge.adapters.stores.s3.listing import Upload, Version
 from expunge.adapters.stores.s3.pace import Pace
 
-_TRIES: Final = 30
-"""Requests in a row that settle nothing, before the rest of a page is left for another attempt."""
+_TRIES: Final = 100
+"""Requests in a row, of all threads together, that settle nothing, before the rest is left for another attempt."""
 _FIRST_PRINTABLE: Final = " "
 _WHAT: Final = "delete versions (s3:DeleteObject, s3:DeleteObjectVersion)"
 
@@ -35,9 +35,10 @@ class Deleter:
         page = self._pace.page
         pages = [doomed[at : at + page] for at in range(0, len(doomed), page)]
         settled: dict[Version, str] = {}
+        barren = [0]
 
         def work(one: Sequence[Version]) -> dict[Version, str]:
-            done = self._page(list(one), guard)
+            done = self._page(list(one), guard, barren)
             crash_point("page")
             return done
 
@@ -67,10 +68,11 @@ class Deleter:
                 gone.add(one)
         return gone
 
-    def _page(self, pending: list[Version], guard: Callable[[], None]) -> dict[Version, str]:
+    def _page(self, pending: list[Version], guard: Callable[[], None], barren: list[int]) -> dict[Version, str]:
+        """`barren`: how many requests in a row settled nothing, for all threads of a call."""
         settled: dict[Version, str] = {}
         tries = 0
-        while pending and tries < _TRIES:
+        while pending and barren[0] < _TRIES:
             sending = pending[: self._pace.page]
             guard()
             self._pace.take(len(sending))
@@ -82,6 +84,7 @@ class Deleter:
             settled |= done
             pending = [one for one in pending if one not in done]
             tries = 0 if done else tries + 1
+            barren[0] = 0 if done else barren[0] + 1
             if len(done) < len(sending):
                 self._pace.back_off(tries)
         return settled | dict.fromkeys(pending, LATER)

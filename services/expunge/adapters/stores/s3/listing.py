@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from expunge.adapters.stores.s3.client import UNSUPPORTED, Place, S3Trouble, too_long, translated
 
@@ -65,10 +65,9 @@ def find(s3: Any, place: Place, unit: str, locators: Sequence[str]) -> dict[str,
     names = {base + one: one for one in held if not one.endswith("/") and not too_long(base + one)}
     if len(names) > _FEW:
         names = _by_listing(s3, place, base, names, held)
-    with ThreadPoolExecutor(place.threads) if len(names) > 1 else _Here() as pool:
-        for found in pool.map(lambda key: _exactly(s3, place, key), names):
-            for one in found:
-                held[names[one.key]].versions.append(one)
+    for found in _looked_up(s3, place, list(names)):
+        for one in found:
+            held[names[one.key]].versions.append(one)
     for folder in folders:
         for page in versions(s3, place, base + folder):
             held[folder].versions.extend(page)
@@ -80,15 +79,11 @@ def find(s3: Any, place: Place, unit: str, locators: Sequence[str]) -> dict[str,
     return held
 
 
-class _Here:
-    """Looks like an executor, and uses no thread."""
-
-    map = staticmethod(map)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
+def _looked_up(s3: Any, place: Place, keys: Sequence[str]) -> list[list[Version]]:  # noqa: ANN401
+    if len(keys) <= 1:
+        return [_exactly(s3, place, key) for key in keys]
+    with ThreadPoolExecutor(min(place.threads, len(keys))) as pool:
+        return list(pool.map(lambda key: _exactly(s3, place, key), keys))
 
 
 def _by_listing(

@@ -7,6 +7,8 @@ writes nothing. A store looks at permissions before either, so that `AccessDenie
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 from uuid import uuid4
 
@@ -21,9 +23,9 @@ def able(s3: Any, place: Place) -> list[str]:  # noqa: ANN401 - a boto3 client
     be found out."""
     names = [f"{place.prefix}{below}expunge-probe-{uuid4().hex}" for below in ("", OWN)]
     allowed = []
-    if any(_may(lambda name=name: s3.delete_object(Bucket=place.bucket, Key=name, VersionId="null")) for name in names):
+    if any(_may(partial(s3.delete_object, Bucket=place.bucket, Key=name, VersionId="null")) for name in names):
         allowed.append("delete")
-    if any(_may(lambda name=name: _put(s3, place, name)) for name in names):
+    if any(_may(partial(s3.put_object, Bucket=place.bucket, Key=name, Body=b"", IfMatch=_NO_TAG)) for name in names):
         allowed.append("write")
     return allowed
 
@@ -37,11 +39,7 @@ def refuse_able(s3: Any, place: Place) -> None:  # noqa: ANN401
         )
 
 
-def _put(s3: Any, place: Place, name: str) -> None:  # noqa: ANN401
-    s3.put_object(Bucket=place.bucket, Key=name, Body=b"", IfMatch=_NO_TAG)
-
-
-def _may(call: Any) -> bool:  # noqa: ANN401
+def _may(call: Callable[[], object]) -> bool:
     try:
         with translated("change it"):
             call()

@@ -13,7 +13,7 @@ import os
 import tempfile
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
 from expunge.adapters.stores import CrashPoint, Rewrite, nowhere, parts_of
@@ -80,11 +80,12 @@ class ObjectFiles:
 
 @dataclass(frozen=True, slots=True)
 class _State:
-    """`tag`: of the object that holds it; None where there is none yet."""
+    """`tag` and `version`: of the object that holds it; None where there is none yet."""
 
     fence: int
     hidden: frozenset[str]
-    tag: str | None
+    tag: str | None = None
+    version: str | None = None
 
     def dump(self) -> bytes:
         return json.dumps({"fence": self.fence, "hidden": sorted(self.hidden)}).encode()
@@ -130,7 +131,7 @@ class ObjectUnit:
         return self._state().hidden
 
     def hide(self, choose: Callable[[frozenset[str]], Collection[str]], crash_point: CrashPoint) -> None:
-        self._change(lambda state: _State(state.fence, state.hidden.union(choose(state.hidden)), state.tag))
+        self._change(lambda state: replace(state, hidden=state.hidden.union(choose(state.hidden))))
         crash_point("hidden")
 
     def replace(self, make: Callable[[str | None, frozenset[str], str], None]) -> None:
@@ -259,17 +260,17 @@ class ObjectUnit:
 
     def _state(self) -> _State:
         if too_long(self._key + _STATE):
-            return _State(-1, frozenset(), None)
+            return _State(-1, frozenset())
         try:
             with translated(_READ):
                 answer = self._s3.get_object(Bucket=self._place.bucket, Key=f"{self._key}{_STATE}")
                 held = json.loads(answer["Body"].read())
         except S3Trouble as trouble:
             if trouble.code in MISSING:
-                return _State(-1, frozenset(), None)
+                return _State(-1, frozenset())
             raise
         hidden = frozenset(one for one in held["hidden"] if len(one) == self._token_chars)
-        return _State(held["fence"], hidden, answer["ETag"])
+        return _State(held["fence"], hidden, answer["ETag"], answer.get("VersionId"))
 
     def _change(self, change: Callable[[_State], _State]) -> None:
         for _ in range(_TRIES):
@@ -281,14 +282,21 @@ class ObjectUnit:
                 with open(path, "wb") as file:
                     file.write(after.dump())
                 if self._put(f"{self._key}{_STATE}", path, before.tag):
+                    self._drop(before.version)
                     return
         raise Retryable("others kept writing the unit's fence and tombstones")
+
+    def _drop(self, version: str | None) -> None:
+        """The state before, which held tombstones. What stays after a crash goes with the next erase."""
+        if version not in {None, "null"}:
+            with suppress(S3Trouble), translated("delete our own objects"):
+                self._s3.delete_object(Bucket=self._place.bucket, Key=f"{self._key}{_STATE}", VersionId=version)
 
     def _claim(self, fence: int) -> None:
         def claimed(state: _State) -> _State:
             if state.fence > fence:
                 raise FencedOff
-            return _State(fence, state.hidden, state.tag)
+            return replace(state, fence=fence)
 
         self._change(claimed)
 
@@ -297,7 +305,7 @@ class ObjectUnit:
             raise FencedOff
 
     def _unhide(self, drop: Collection[str]) -> None:
-        self._change(lambda state: _State(state.fence, state.hidden.difference(drop), state.tag))
+        self._change(lambda state: replace(state, hidden=state.hidden.difference(drop)))
 
 
 def open_files(url: str, *, erasing: bool) -> tuple[ObjectFiles, dict[str, str]]:
