@@ -167,6 +167,10 @@ def _opened(path: str) -> Any:  # noqa: ANN401 - pyarrow has no types
         return pq.ParquetFile(path)
     except pa.ArrowInvalid:
         raise NotParquet("another") from None
+    except OSError as e:
+        if e.errno is not None:  # the operating system's own
+            raise
+        raise NotParquet("a damaged footer") from None
 
 
 def _table(path: str) -> Any:  # noqa: ANN401
