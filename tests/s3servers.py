@@ -18,7 +18,7 @@ import pytest
 from botocore.config import Config
 
 from expunge.embedded.process import ServerCommand, ServerProcess, free_ports
-from tests.versitygw import NoVersityGateway, VersityGateway, answers
+from tests.versitygw import VersityGateway, answers
 
 EXTERNAL: Final = os.environ.get("EXPUNGE_TEST_S3_ENDPOINT")
 """Another server, such as Ceph RGW; with EXPUNGE_TEST_S3_ACCESS_KEY, ..._SECRET_KEY and, unless us-east-1, ..._REGION."""
@@ -76,11 +76,7 @@ def serving(kind: str, directory: Path) -> Iterator[S3Server]:
             with _ministack(directory) as server:
                 yield server
         case "versitygw":
-            try:
-                gateway = VersityGateway.start(directory)
-            except NoVersityGateway as why:
-                pytest.skip(f"NOT TESTED on versitygw: {why}")
-            with gateway:
+            with VersityGateway.start(directory) as gateway:
                 yield S3Server(kind, gateway.endpoint, gateway.access_key, gateway.secret_key, gateway.region, gateway)
         case _:
             if EXTERNAL is None:

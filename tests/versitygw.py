@@ -19,9 +19,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+import pytest
+
 from expunge.embedded.process import ServerCommand, ServerProcess, free_ports
 
-MODULE: Final = "github.com/versity/versitygw/cmd/versitygw@latest"
+MODULE: Final = "github.com/versity/versitygw/cmd/versitygw@v1.8.0"
 CACHE: Final = Path.home() / ".cache/expunge/versitygw"
 BUILD_SECONDS: Final = 600
 
@@ -71,8 +73,12 @@ class VersityGateway:
 
     @classmethod
     def start(cls, directory: Path) -> Self:
-        """Start it on a free port of loopback; its data go below `directory`. Raises `NoVersityGateway`."""
-        program = binary()
+        """Start it on a free port of loopback; its data go below `directory`. Skips the test aloud where there is none
+        and none can be built."""
+        try:
+            program = binary()
+        except NoVersityGateway as why:
+            pytest.skip(f"NOT TESTED on versitygw: {why}")
         objects, versions, users = (directory / name for name in ("objects", "versions", "users"))
         for one in (objects, versions, users):
             one.mkdir(parents=True, exist_ok=True)
