@@ -140,10 +140,13 @@ class TestS3StoreVersioned(S3Suite):
     def test_a_name_with_a_slash_means_all_below(self) -> None:
         self.insert("u/tiles", {"1.jpg": photo("a"), "2.jpg": photo("b")})
         self.insert("u/tiles/deep", {"3.jpg": photo("c")})
-        self.insert("u", {"tiles.jpg": photo("d"), "tiles": photo("e")})
+        beside = ["tiles.jpg"]
+        if self.server.gateway is None:  # there an object is a file, and a file cannot be called as a directory is
+            beside.append("tiles")
+        self.insert("u", self._contents(beside))
         assert self.open_reader().probe("u", ["tiles/"]).tolist() == [True]
         assert self.erase("u", "tiles/", "absent/") == [Outcome.GONE, Outcome.ABSENT_BEFORE]
-        assert self.versions() == ["photos/u/tiles", "photos/u/tiles.jpg"]
+        assert self.versions() == sorted(f"photos/u/{name}" for name in beside)
 
     def test_open_uploads_hold_bytes_and_go(self) -> None:
         for name in ("a.jpg", "b.jpg"):
