@@ -20,10 +20,21 @@ from botocore.config import Config
 from expunge.embedded.process import ServerCommand, ServerProcess, free_ports
 from tests.versitygw import VersityGateway, answers
 
-EXTERNAL: Final = os.environ.get("EXPUNGE_TEST_S3_ENDPOINT")
+ENDPOINT: Final = os.environ.get("EXPUNGE_TEST_S3_ENDPOINT")
 """Another server, such as Ceph RGW; with EXPUNGE_TEST_S3_ACCESS_KEY, ..._SECRET_KEY and, unless us-east-1, ..._REGION."""
 
-KINDS: Final = ("moto", "ministack", "versitygw", "external")
+_BUILT: Final = (pytest.mark.slow, pytest.mark.timeout(660))
+"""The first test may have to build it."""
+VERSITYGW: Final = pytest.param("versitygw", marks=_BUILT)
+EXTERNAL: Final = pytest.param("external", marks=pytest.mark.slow)
+
+
+def beyond(kind: str) -> Any:
+    """A server that adds minutes and little else: it is left out, aloud, unless EXPUNGE_TEST_S3_ALL is set."""
+    said = f"NOT TESTED on {kind}: EXPUNGE_TEST_S3_ALL is not set"
+    return pytest.param(
+        kind, marks=(pytest.mark.slow, pytest.mark.skipif("EXPUNGE_TEST_S3_ALL" not in os.environ, reason=said))
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +90,10 @@ def serving(kind: str, directory: Path) -> Iterator[S3Server]:
             with VersityGateway.start(directory) as gateway:
                 yield S3Server(kind, gateway.endpoint, gateway.access_key, gateway.secret_key, gateway.region, gateway)
         case _:
-            if EXTERNAL is None:
+            if ENDPOINT is None:
                 pytest.skip("NOT TESTED on another S3 server: EXPUNGE_TEST_S3_ENDPOINT is not set")
             given = {name: os.environ.get(f"EXPUNGE_TEST_S3_{name.upper()}", "") for name in _EXTERNAL_KEYS}
-            yield S3Server(kind, EXTERNAL, given["access_key"], given["secret_key"], given["region"] or "us-east-1")
+            yield S3Server(kind, ENDPOINT, given["access_key"], given["secret_key"], given["region"] or "us-east-1")
 
 
 _EXTERNAL_KEYS: Final = ("access_key", "secret_key", "region")

@@ -32,6 +32,10 @@ class NoVersityGateway(Exception):  # noqa: N818 - a reason to skip, in words
     """There is no versitygw on this machine, and no Go to build one."""
 
 
+class NotBuilt(NoVersityGateway):
+    """There is Go, and it did not build."""
+
+
 def binary() -> Path:
     """The program. Raises `NoVersityGateway`."""
     named = os.environ.get("EXPUNGE_VERSITYGW") or shutil.which("versitygw")
@@ -55,7 +59,7 @@ def _build() -> None:
         [go, "install", MODULE], env=environment, capture_output=True, timeout=BUILD_SECONDS, check=False, cwd=CACHE
     )
     if done.returncode:
-        raise NoVersityGateway(f"versitygw could not be built: {done.stderr.decode()[-300:]}")
+        raise NotBuilt(f"versitygw could not be built: {done.stderr.decode()[-300:]}")
 
 
 @dataclass
@@ -74,9 +78,11 @@ class VersityGateway:
     @classmethod
     def start(cls, directory: Path) -> Self:
         """Start it on a free port of loopback; its data go below `directory`. Skips the test aloud where there is none
-        and none can be built."""
+        and none can be built; in CI, where that would be forgotten, a failed build is a failure."""
         try:
             program = binary()
+        except NotBuilt as why:
+            pytest.fail(f"{why}") if os.environ.get("CI") else pytest.skip(f"NOT TESTED on versitygw: {why}")
         except NoVersityGateway as why:
             pytest.skip(f"NOT TESTED on versitygw: {why}")
         objects, versions, users = (directory / name for name in ("objects", "versions", "users"))
@@ -111,8 +117,12 @@ class VersityGateway:
         return secret
 
     def files(self, bucket: str) -> list[Path]:
-        """Where everything of a bucket is."""
-        return [self.objects / bucket, self.versions / bucket]
+        """Where everything of a bucket is. Made here where it is not yet: the server makes the second when it first keeps
+        an old version."""
+        folders = [self.objects / bucket, self.versions / bucket]
+        for one in folders:
+            one.mkdir(exist_ok=True)
+        return folders
 
     def stop(self) -> None:
         self._process.stop()

@@ -102,6 +102,10 @@ POINTS: Final = (
     "store.rewritten",
     "store.cleared",
     "store.checkpointed",
+    "store.listed",  # in S3: versions and uploads are known, all are there
+    "store.aborted",
+    "store.page",  # one request of deletions was answered
+    "store.purged",
 )
 """All of them; a guard compares this list with the code."""
 

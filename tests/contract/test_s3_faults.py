@@ -14,12 +14,12 @@ from expunge.adapters.stores.s3.pace import MAX_PAGE, MIN_PAGE, MIN_RATE, Pace
 from expunge.domain.errors import Retryable
 from expunge.domain.words import Outcome
 from tests.faultproxy import Faults, faulty
-from tests.s3servers import S3Server, serving
+from tests.s3servers import VERSITYGW, S3Server, beyond, serving
 
 KEYS = 60
 
 
-@pytest.fixture(scope="module", params=["versitygw", "moto"])
+@pytest.fixture(scope="module", params=[VERSITYGW, beyond("moto")])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     with serving(request.param, tmp_path_factory.mktemp(request.param)) as running:
         yield running

@@ -15,15 +15,15 @@ from expunge.adapters.stores.table import Severity
 from expunge.cli.stores import looked_at
 from expunge.domain.errors import Misconfigured, Retryable
 from expunge.domain.words import Outcome
-from tests.s3servers import S3Server, serving
+from tests.s3servers import VERSITYGW, S3Server, serving
 
 ERASER, READER = "eraser", "reader"
 PAGE = Path(__file__).parents[2] / "ops/stores/s3.md"
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    with serving("versitygw", tmp_path_factory.mktemp("versitygw")) as running:
+@pytest.fixture(scope="module", params=[VERSITYGW])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with serving(request.param, tmp_path_factory.mktemp(request.param)) as running:
         yield running
 
 

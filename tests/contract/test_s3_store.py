@@ -21,10 +21,10 @@ from expunge.conformance import CrashPoint, StoreConformance
 from expunge.domain.errors import Misconfigured, Rejected, Retryable
 from expunge.domain.words import Level, Outcome
 from tests.contract.test_stores import photo
-from tests.s3servers import KINDS, S3Server, serving
+from tests.s3servers import EXTERNAL, VERSITYGW, S3Server, beyond, serving
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=["moto", VERSITYGW, beyond("ministack"), EXTERNAL])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     with serving(request.param, tmp_path_factory.mktemp(request.param)) as running:
         yield running
@@ -99,6 +99,7 @@ class S3Suite(StoreConformance):
         return [Outcome(one) for one in self.open_store().erase(unit, locators, 1).outcomes]
 
 
+@pytest.mark.slow
 class TestS3Store(S3Suite):
     """Versioning was never enabled."""
 
@@ -107,6 +108,10 @@ class TestS3StoreVersioned(S3Suite):
     """Versioning is on: the ordinary delete call adds a marker, and keeps everything."""
 
     versioning = "Enabled"
+
+    @pytest.mark.slow
+    def test_a_crash_after_any_inner_step_is_made_good_by_a_repeat(self) -> None:
+        super().test_a_crash_after_any_inner_step_is_made_good_by_a_repeat()
 
     def test_every_version_and_marker_goes(self) -> None:
         for number in range(3):
@@ -195,12 +200,15 @@ class TestS3StoreVersioned(S3Suite):
             self.open_reader().scan("u", [bytes(range(16))])
 
 
+@pytest.mark.slow
 class TestS3StoreSuspended(S3Suite):
     """Versioning was on, and is suspended: old versions are kept, new objects replace version `null`."""
 
     versioning = "Suspended"
 
     def test_versions_from_before_go_too(self) -> None:
+        if self.server.kind == "moto":
+            pytest.skip("NOT TESTED: this server itself drops old versions while versioning is suspended")
         self.raw.put_bucket_versioning(Bucket=self.bucket, VersioningConfiguration={"Status": "Enabled"})
         self.insert("u", {"a.jpg": photo("before")})
         self.raw.put_bucket_versioning(Bucket=self.bucket, VersioningConfiguration={"Status": "Suspended"})
@@ -236,6 +244,7 @@ class TestObjectLock:
         assert erasure.outcomes.tolist() == [Outcome.BLOCKED, Outcome.GONE]
         said = f"versions under object lock in {mode.lower()} mode, until {self.until:%Y-%m-%dT%H:%M:%SZ}"
         assert said in erasure.residue
+        assert erasure.blocked_until == self.until
         assert s3.open_reader(self.server.url(self.bucket), "photos").probe("u", ["locked.jpg"]).all()
 
     def test_governance_gives_way_where_the_url_says_so(self) -> None:
@@ -247,6 +256,7 @@ class TestObjectLock:
         erasure = self.store(governance="bypass").erase("u", ["held.jpg"], 1)
         assert erasure.outcomes.tolist() == [Outcome.BLOCKED]
         assert HELD in erasure.residue
+        assert erasure.blocked_until is None, "nobody knows when it is lifted"
         self.raw.put_object_legal_hold(
             Bucket=self.bucket, Key="photos/u/held.jpg", VersionId=version, LegalHold={"Status": "OFF"}
         )
@@ -306,9 +316,9 @@ def test_wrong_credentials_are_said(server: S3Server, monkeypatch: pytest.Monkey
 )
 def test_what_only_a_provider_answers_is_said_too(code: str, status: int, words: str) -> None:
     """These servers do not answer so: the answer is put in the place of theirs, where botocore would hand it on."""
-    reader = s3.open_store("s3://bucket/photos?region=us-east-1", "x")
+    reader, name = s3.open_store("s3://bucket/photos?region=us-east-1", "x"), "k1.person.jpg"
     response: Any = {
-        "Error": {"Code": code, "Message": "photos/u/k1.person.jpg"},
+        "Error": {"Code": code, "Message": f"photos/u/{name}"},
         "ResponseMetadata": {"HTTPStatusCode": status, "HTTPHeaders": {"x-amz-bucket-region": "eu-west-3"}},
     }
 
@@ -317,5 +327,5 @@ def test_what_only_a_provider_answers_is_said_too(code: str, status: int, words:
 
     reader.__dict__["_s3"] = SimpleNamespace(list_object_versions=answer)
     with pytest.raises(Retryable, match=words) as told:
-        reader.probe("u", ["k1.person.jpg"])
-    assert "k1.person" not in "".join(traceback.format_exception(told.value))
+        reader.probe("u", [name])
+    assert name not in "".join(traceback.format_exception(told.value))

@@ -40,8 +40,8 @@ async def world(
         async with deployed(database, tmp_path) as made:
             purge, invalidate, rescan = made.executors
             store = s3.open_store(server.url(bucket, endpoint=endpoint), PHOTOS)
-            for one in (purge, invalidate):
-                one._eraser._stores = {**one._eraser._stores, PHOTOS: store}
+            for executor in (purge, invalidate):
+                executor._eraser._stores = {**executor._eraser._stores, PHOTOS: store}
             reader = s3.open_reader(server.url(bucket), PHOTOS)
             rescan._readers = {**rescan._readers, PHOTOS: reader}
             await made.seed(*album(1), *album(2))

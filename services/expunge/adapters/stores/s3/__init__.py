@@ -173,9 +173,9 @@ class S3Store(S3Reader):
         for index, locator in enumerate(locators):
             outcomes[index] = _outcome(held[locator], settled, all_aborted=aborted.issuperset(held[locator].uploads))
         refused = [one for one, code in settled.items() if code in _REFUSED]
-        residue = (*reasons(self._s3, self._place, refused), *([MARKED] if "marked" in settled.values() else ()))
-        level = self.capabilities.max_level
-        return Erasure(outcomes, level, _METHOD, (*residue, FREED if self._place.files else DISKS))
+        why, until = reasons(self._s3, self._place, refused)
+        residue = (*why, *([MARKED] if "marked" in settled.values() else ()), FREED if self._place.files else DISKS)
+        return Erasure(outcomes, self.capabilities.max_level, _METHOD, residue, until)
 
 
 def open_store(url: str, name: str) -> S3Store:

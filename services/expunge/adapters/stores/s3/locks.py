@@ -16,8 +16,12 @@ _ASKED: Final = 256
 """So many of the refused versions are looked at."""
 
 
-def reasons(s3: Any, place: Place, refused: Sequence[Version]) -> tuple[str, ...]:  # noqa: ANN401 - a boto3 client
-    """In fixed words, with the latest date of each mode; never a key."""
+def reasons(
+    s3: Any,  # noqa: ANN401 - a boto3 client
+    place: Place,
+    refused: Sequence[Version],
+) -> tuple[tuple[str, ...], datetime | None]:
+    """In fixed words, with the latest date of each mode, never a key; and when the last retention that was seen ends."""
     until: dict[str, datetime] = {}
     others: set[str] = set()
     for one in refused[:_ASKED]:
@@ -33,7 +37,7 @@ def reasons(s3: Any, place: Place, refused: Sequence[Version]) -> tuple[str, ...
         f"versions under object lock in {mode.lower()} mode, until {least}{date.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
         for mode, date in sorted(until.items())
     )
-    return (*locked, *sorted(others))
+    return (*locked, *sorted(others)), max(until.values(), default=None)
 
 
 def _retention(s3: Any, place: Place, one: Version) -> tuple[str, datetime | None]:  # noqa: ANN401

@@ -218,7 +218,7 @@ class ObjectUnit:
     def _put_parts(self, file: Any, where: dict[str, str], condition: dict[str, str]) -> None:  # noqa: ANN401
         upload = {**where, "UploadId": self._s3.create_multipart_upload(**where)["UploadId"]}
         try:
-            parts = []
+            parts: list[dict[str, Any]] = []
             while part := file.read(_PART_BYTES):
                 number = len(parts) + 1
                 tag = self._s3.upload_part(**upload, PartNumber=number, Body=part)["ETag"]
