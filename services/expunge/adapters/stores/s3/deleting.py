@@ -112,8 +112,11 @@ class Deleter:
                 marked = version.version_id is None and one.get("DeleteMarker", False)
                 told[version] = "marked" if marked else GONE
         for one in answer.get("Errors", ()):
+            code = GONE if one.get("Code") in MISSING else str(one.get("Code", "unknown"))
             if (version := by_name.get((one.get("Key"), one.get("VersionId") or None))) is not None:
-                told[version] = GONE if one.get("Code") in MISSING else str(one.get("Code", "unknown"))
+                told[version] = code
+            elif code != GONE:  # some servers name the key alone: it is about what they did not delete of it
+                told |= {each: code for each in sending if each.key == one.get("Key") and told[each] == "no-answer"}
         return told
 
     def _alone(self, one: Version) -> str:
