@@ -39,6 +39,7 @@ class Running:
         """A photo of each, without artifacts: what intake needs to know them."""
         self.database.execute("insert into source (name, provenance) values ('studio', '{}')")
         self.database.execute("insert into purpose values (0, 'account')")
+        self.database.execute("insert into ordinal_block values (0, 1, %s)", (people,))
         with self.database.cursor() as cursor:
             cursor.executemany(
                 "insert into image values (%s, 1, %s, %s, '2020-01-02')",
