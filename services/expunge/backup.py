@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from expunge import restored
@@ -57,7 +56,7 @@ class Found:
 async def verify(deployment: Deployment, dsn: str) -> Found:
     """Compare a restored database with what was not restored. Changes nothing."""
     standing = await _standing(deployment)
-    async with _opened(dsn) as ledger, ledger.transaction() as tx:
+    async with PostgresLedger(dsn, application="expunge-backup").opened() as ledger, ledger.transaction() as tx:
         size, diverged, behind = await _log(deployment, tx)
         people = await restored.withdrawn(tx, deployment.journal.key, standing, await _purposes(tx))
         ((subjects, pages),) = await tx.fetch("restored_projection")
@@ -130,7 +129,7 @@ async def finish(deployment: Deployment, dsn: str) -> Finished:
     Raises `Tampered` for a database that went on after it was restored, or a log or journal that does not verify."""
     standing = await _standing(deployment)
     key = NoteKey.log(deployment.settings.origin, deployment.signers.log_key().public)
-    async with _opened(dsn) as ledger:
+    async with PostgresLedger(dsn, application="expunge-backup").opened() as ledger:
         put_back = await recover(ledger, deployment.tiles, key)
         async with ledger.transaction() as tx:
             projected = await restored.project(tx, standing)
@@ -141,13 +140,3 @@ async def finish(deployment: Deployment, dsn: str) -> Finished:
                 (worker, topic, partition): at for worker, topic, partition, at in await tx.fetch("restored_offsets")
             }
     return Finished(put_back, projected, len(found), people, offsets)
-
-
-@asynccontextmanager
-async def _opened(dsn: str) -> AsyncIterator[PostgresLedger]:
-    ledger = PostgresLedger(dsn, application="expunge-backup")
-    await ledger.open()
-    try:
-        yield ledger
-    finally:
-        await ledger.close()

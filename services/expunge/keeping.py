@@ -6,8 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import Final
@@ -42,7 +41,7 @@ class Disclosed:
 
 async def destroy_bucket(deployment: Deployment, day: date, *, at: datetime) -> int:
     """Destroy a bucket's key; the log index of the statement. Raises `Rejected("bucket-open")`."""
-    async with _opened(deployment) as ledger, ledger.transaction() as tx:
+    async with deployment.ledger.opened() as ledger, ledger.transaction() as tx:
         return await destroy(tx, deployment.keys, deployment.signers.signer(Role.CERTIFIER), day, at=at)
 
 
@@ -50,7 +49,7 @@ async def rotate(
     deployment: Deployment, role: Role, store: str | None, *, at: datetime, grace: timedelta = GRACE
 ) -> tuple[ListedKey, ListedKey]:
     """A new key for a role; the retired and the new one. Restart the role's workers before `grace` is over."""
-    async with _opened(deployment) as ledger:
+    async with deployment.ledger.opened() as ledger:
         at = statement.instant(at)
         retired, added = await asyncio.to_thread(deployment.signers.rotate, role, store, at=at, grace=grace)
         said = [_event("retired", retired, at + grace, at), _event("added", added, at, at)]
@@ -60,7 +59,7 @@ async def rotate(
 
 async def revoke(deployment: Deployment, key_id: str, *, at: datetime) -> tuple[ListedKey, ListedKey | None]:
     """Nothing under this key counts from the log's present size on. Restart the role's workers at once."""
-    async with _opened(deployment) as ledger:
+    async with deployment.ledger.opened() as ledger:
         at = statement.instant(at)
         async with ledger.transaction() as tx:
             ((size,),) = await tx.fetch("readside_log_size")
@@ -104,7 +103,7 @@ async def disclose(
 async def disclose_of(deployment: Deployment, request_id: UUID) -> Disclosed:
     """As `disclose`, of a deployment."""
     issuer = deployment.settings.issuer or deployment.settings.audience
-    async with _opened(deployment) as ledger:
+    async with deployment.ledger.opened() as ledger:
         return await disclose(ledger, deployment.keys, deployment.sealed, request_id, issuer=issuer)
 
 
@@ -114,7 +113,7 @@ async def reconcile(
     """Ask worker rescan for a run, and wait for it; what it counted, None where it has not in that time."""
     given = json.dumps({"sources": list(sources)} if sources else {})
     until = time.monotonic() + seconds
-    async with _opened(deployment) as ledger:
+    async with deployment.ledger.opened() as ledger:
         async with ledger.transaction() as tx:
             ((first,),) = await tx.fetch("readside_log_size")
             await tx.execute("reconcile_ask", key=key, input=given)
@@ -140,12 +139,3 @@ def _counts(entries: Sequence[bytes]) -> list[ReconciledCount]:
 def _event(event: str, key: ListedKey, since: datetime, at: datetime) -> KeyEvent:
     values = {"event": event, "role": key.role, "store": key.store, "key_id": key.key_id, "since": since, "at": at}
     return KeyEvent.model_validate(values)
-
-
-@asynccontextmanager
-async def _opened(deployment: Deployment) -> AsyncIterator[Ledger]:
-    await deployment.ledger.open()
-    try:
-        yield deployment.ledger
-    finally:
-        await deployment.ledger.close()

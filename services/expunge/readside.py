@@ -290,7 +290,7 @@ async def register_keys(
     """Let these keys sign requests: role, name, public half, scope. A key that is registered stays as it is; how many
     are new."""
     listed = list(keys)
-    async with opened(deployment.ledger) as ledger, ledger.transaction() as tx:
+    async with deployment.ledger.opened() as ledger, ledger.transaction() as tx:
         return await tx.execute(
             "readside_put_keys",
             ids=[public.key_id for _, _, public, _ in listed],
@@ -305,7 +305,7 @@ async def register_keys(
 async def trusted(deployment: Deployment) -> Trust:
     """The policy of this deployment's own keys and of the approvers that it knows. An auditor keeps one of their own."""
     own = PostgresLedger(deployment.settings.database)  # the deployment's can be opened once
-    async with opened(own) as ledger, ledger.transaction() as tx:
+    async with own.opened() as ledger, ledger.transaction() as tx:
         rows = await tx.fetch("readside_approvers")
     approvers = [
         TrustedKey(
@@ -347,11 +347,11 @@ async def replay_into(
     )
     unsealed = await asyncio.to_thread(replay.sealed, found.state, deployment.sealed, deployment.keys)
     if dsn is not None:
-        async with opened(PostgresLedger(dsn, application="expunge-replay")) as into:
+        async with PostgresLedger(dsn, application="expunge-replay").opened() as into:
             await replay.store(found, into, unsealed)
     differences = []
     if compare:
-        async with opened(PostgresLedger(deployment.settings.database, application="expunge-replay")) as live:
+        async with PostgresLedger(deployment.settings.database, application="expunge-replay").opened() as live:
             differences = await replay.compare(found, live, unsealed)
     return {
         "origin": found.checkpoint.origin,
@@ -385,19 +385,9 @@ def _save(path: Path, state: folded.Folded) -> None:
 
 
 @asynccontextmanager
-async def opened(ledger: PostgresLedger) -> AsyncIterator[PostgresLedger]:
-    """The ledger, open for as long as this lasts."""
-    await ledger.open()
-    try:
-        yield ledger
-    finally:
-        await ledger.close()
-
-
-@asynccontextmanager
 async def reader(deployment: Deployment) -> AsyncIterator[Reader]:
     """A reader of this deployment, while it is open."""
-    async with opened(deployment.ledger) as ledger:
+    async with deployment.ledger.opened() as ledger:
         yield Reader(
             ledger=ledger, sealed=deployment.sealed, keys=deployment.keys, tiles=deployment.tiles,
             approval_images=deployment.policy.approval_images,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from expunge.cli.console import AsJson, document, progress, say, table
-from expunge.domain.errors import Rejected
+from expunge.cli.requests import checked_subject
 
 if TYPE_CHECKING:
     from expunge.reports.document import Report
@@ -35,7 +35,6 @@ Out = Annotated[
 Forms = Annotated[list[Form] | None, typer.Option("--format", help="may be repeated; all of them if absent")]
 TrustFile = Annotated[Path | None, typer.Option("--trust", help="policy file; the deployment's own keys if absent")]
 Until = Annotated[int | None, typer.Option("--until", min=0, help="read only the log's first N entries")]
-Day = Annotated[datetime, typer.Argument(formats=["%Y-%m-%d"], help="midnight UTC, YYYY-MM-DD")]
 
 
 def commands() -> typer.Typer:
@@ -73,18 +72,8 @@ def _of_requests(group: typer.Typer) -> None:
         as_json: AsJson = False,
     ) -> None:
         named = sys.stdin.readline().strip() if ref == "-" else ref
-        _check_ref(named)
+        checked_subject(named)
         _report(lambda making: making.subject(named), out, forms, None, None, as_json=as_json)
-
-
-def _check_ref(ref: str) -> None:
-    """Raises `Rejected` without repeating what was given: it may be a person's name."""
-    import re
-
-    from expunge.domain.request import SUBJECT_REF
-
-    if not re.fullmatch(str(SUBJECT_REF.pattern), ref):
-        raise Rejected("malformed", "expected a subject_ref: KEYID.MAC as the identity service computes it")
 
 
 def _of_the_whole(group: typer.Typer) -> None:

@@ -7,9 +7,12 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from expunge.domain.errors import Rejected
 
 
 class Exit(IntEnum):
@@ -75,3 +78,13 @@ def progress(what: str) -> Iterator[Callable[[int, int], None]]:
     ) as bar:  # fmt: skip
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """Write the file that `--out` names. Raises `Rejected("unwritable")`, also for one that is there: nothing is
+    overwritten."""
+    try:
+        with path.open("xb") as file:
+            file.write(data)
+    except OSError as error:
+        raise Rejected("unwritable", f"expected to write a new file at --out, got {type(error).__name__}") from error

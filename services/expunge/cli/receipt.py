@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from expunge.cli.console import AsJson, document, say
+from expunge.cli.console import AsJson, document, say, write_new
 from expunge.domain.errors import Rejected
 
 
@@ -36,13 +36,7 @@ def add(app: typer.Typer) -> None:
         except OSError as error:
             raise Rejected("unreadable", f"expected a readable file at --photo, got {type(error).__name__}") from error
         data = ask(lambda reader: reader.receipt(identity, wanted))
-        try:
-            with out.open("xb") as file:
-                file.write(data)
-        except OSError as error:
-            raise Rejected(
-                "unwritable", f"expected to write a new file at --out, got {type(error).__name__}"
-            ) from error
+        write_new(out, data)
         made = receipts.parse(data)
         if as_json:
             document({"out": str(out), "bytes": len(data), "leaves": len(made.leaves), "alone": made.alone})

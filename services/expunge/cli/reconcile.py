@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import typer
 
-from expunge.cli.console import AsJson, Exit, document, finish, say
+from expunge.cli.console import AsJson, Exit, document, finish, say, write_new
 from expunge.domain.errors import Rejected, Retryable
 
 
@@ -74,13 +74,7 @@ def _challenge(app: typer.Typer) -> None:
         at = datetime.now(UTC).replace(microsecond=0)
         said = ask(lambda reader: reader.challenge(identity, drawn, count, trust=trust, readers=readers, at=at))
         data = found.signers.signer(Role.RESCANNER).sign(said, challenges.PAYLOAD_TYPE)
-        try:
-            with out.open("xb") as file:
-                file.write(data)
-        except OSError as error:
-            raise Rejected(
-                "unwritable", f"expected to write a new file at --out, got {type(error).__name__}"
-            ) from error
+        write_new(out, data)
         answer = challenges.parse(data)
         present = sum(one.present for one in answer.openings)
         _tell({"out": str(out), "leaves": len(answer.openings), "present": present}, as_json=as_json)

@@ -110,7 +110,7 @@ def _people(group: typer.Typer) -> None:
     ) -> None:  # fmt: skip
         from expunge.domain.request import Regulation
 
-        person = _subject(subject)
+        person = checked_subject(subject)
         _publish(
             Connection(key, kafka, audience),
             lambda to: to.delete(
@@ -129,7 +129,7 @@ def _people(group: typer.Typer) -> None:
     ) -> None:  # fmt: skip
         from expunge.domain.request import Regulation
 
-        person = _subject(subject)
+        person = checked_subject(subject)
         _publish(
             Connection(key, kafka, audience),
             lambda to: to.withdraw(
@@ -143,7 +143,7 @@ def _people(group: typer.Typer) -> None:
         subject: Subject, purposes: Purposes,
         key: Key = None, kafka: Kafka = None, audience: Audience = None, *, as_json: AsJson = False,
     ) -> None:  # fmt: skip
-        person = _subject(subject)
+        person = checked_subject(subject)
         _publish(
             Connection(key, kafka, audience),
             lambda to: to.give_consent(person, tuple(purposes)),
@@ -156,7 +156,7 @@ def _people(group: typer.Typer) -> None:
         purposes: Annotated[list[str] | None, typer.Option("--purpose", "-p", help="may be repeated")] = None,
         key: Key = None, kafka: Kafka = None, audience: Audience = None, *, as_json: AsJson = False,
     ) -> None:  # fmt: skip
-        person = _subject(subject)
+        person = checked_subject(subject)
         _publish(
             Connection(key, kafka, audience),
             lambda to: to.expire(person, tuple(purposes) if purposes else None),
@@ -208,7 +208,7 @@ def _holds(group: typer.Typer) -> None:
 
         if (subject is None) == (source is None):
             raise typer.BadParameter("expected one of --subject and --source")
-        target = BySubject(subject_ref=_subject(subject)) if subject else BySource(source=source or "")
+        target = BySubject(subject_ref=checked_subject(subject)) if subject else BySource(source=source or "")
         _publish(
             Connection(key, kafka, audience),
             lambda to: to.hold(target, authority=Authority(authority), reference=reference, until=_utc(until)),
@@ -267,7 +267,7 @@ def _selection(
     if subjects is not None:
         if source or start or end:
             raise typer.BadParameter("expected --subjects alone")
-        return _made(lambda: ByList(subjects=tuple(_subject(line) for line in _lines(subjects))))
+        return _made(lambda: ByList(subjects=tuple(checked_subject(line) for line in _lines(subjects))))
     if start is not None and end is not None:
         return _made(lambda: ByPeriod(source=source, start=start, end=end))
     if source is None or start or end:
@@ -275,7 +275,7 @@ def _selection(
     return _made(lambda: BySource(source=source))
 
 
-def _subject(text: str) -> SubjectRef:
+def checked_subject(text: str) -> SubjectRef:
     """A pseudonym, checked before any server is asked. What was given is not repeated: it may be a name."""
     from pydantic import TypeAdapter, ValidationError
 

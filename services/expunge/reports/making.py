@@ -9,7 +9,7 @@ from uuid import UUID
 
 from expunge import replay
 from expunge.domain.trust import Trust
-from expunge.readside import opened, reader
+from expunge.readside import reader
 from expunge.replay import Observer, Progress, Replayed
 from expunge.reports import models, order, period, sources, subject
 from expunge.reports.document import Position, Report
@@ -32,7 +32,7 @@ class Making:
 
     async def order(self, request_id: UUID) -> Report:
         """Raises `Rejected` as `order.read`."""
-        async with opened(self._deployment.ledger) as ledger, ledger.transaction() as tx:
+        async with self._deployment.ledger.opened() as ledger, ledger.transaction() as tx:
             rows = await order.read(tx, request_id)
         seen = OfSweeps(frozenset(rows.sweeps))
         replayed = await self._replay(seen)
@@ -46,21 +46,21 @@ class Making:
         return models.build(described, replayed.state, **self._about(replayed))
 
     async def sources(self) -> Report:
-        async with opened(self._deployment.ledger) as ledger, ledger.transaction() as tx:
+        async with self._deployment.ledger.opened() as ledger, ledger.transaction() as tx:
             rows = await sources.read(tx)
         replayed = await self._replay()
         return sources.build(rows, replayed.state, **self._about(replayed))
 
     async def subject(self, subject_ref: str) -> Report:
         """The log says nothing about a person, so this report rests on the catalogue alone."""
-        async with opened(self._deployment.ledger) as ledger, ledger.transaction() as tx:
+        async with self._deployment.ledger.opened() as ledger, ledger.transaction() as tx:
             rows = await subject.read(tx, subject_ref, self._deployment.journal.key)
         return subject.build(rows, issuer=self._issuer, at=self._at)
 
     async def period(self, first: date, last: date) -> Report:
         """Raises `Rejected("empty-period")`."""
         start, end = period.bounds(first, last)
-        async with opened(self._deployment.ledger) as ledger, ledger.transaction() as tx:
+        async with self._deployment.ledger.opened() as ledger, ledger.transaction() as tx:
             rows = await period.read(tx, start, end)
         seen = OfPeriod(start, end)
         replayed = await self._replay(seen)

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import cache
 from importlib import resources
-from typing import TYPE_CHECKING, Final, LiteralString, cast
+from typing import TYPE_CHECKING, Final, LiteralString, Self, cast
 
 import numpy as np
 import psycopg
@@ -133,6 +133,15 @@ class PostgresLedger:
     async def close(self) -> None:
         """Close all connections."""
         await self._pool.close()
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[Self]:
+        """Open for as long as this lasts; once."""
+        await self.open()
+        try:
+            yield self
+        finally:
+            await self.close()
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[PostgresTx]:
