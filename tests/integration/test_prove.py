@@ -361,8 +361,10 @@ async def test_killed_between_any_two_writes_the_log_goes_on_as_one_tree(world: 
     assert point >= 8
 
 
-@pytest.mark.parametrize("step", [0, 3, 6, 7, 8])
-async def test_a_process_that_was_stopped_wakes_to_no_second_tree(world: Log, tmp_path: Path, step: int) -> None:
+@pytest.mark.parametrize(("step", "in_the_middle"), [(0, False), (3, False), (6, True), (7, True), (8, True)])
+async def test_a_process_that_was_stopped_wakes_to_no_second_tree(
+    world: Log, tmp_path: Path, *, step: int, in_the_middle: bool
+) -> None:  # fmt: skip
     """A real process, stopped by a signal before one of its writes; another appends and publishes, at once or, where it was
     stopped in the middle of the checkpoint's own replacement, when it has let go of that; it is woken."""
     store = FileTiles(tmp_path)
@@ -384,6 +386,7 @@ async def test_a_process_that_was_stopped_wakes_to_no_second_tree(world: Log, tm
             newest = None
         stopped.send_signal(signal.SIGCONT)
         said, _ = await asyncio.to_thread(stopped.communicate)
+    assert (newest is None) == in_the_middle, "others wait for that one replacement and for nothing else"
     assert stopped.returncode == 0
     world.signed.setdefault(5, set()).add(said)
     if newest is None:
