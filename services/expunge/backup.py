@@ -61,7 +61,7 @@ async def verify(deployment: Deployment, dsn: str) -> Found:
         people = await restored.withdrawn(tx, deployment.journal.key, standing, await _purposes(tx))
         ((subjects, pages),) = await tx.fetch("restored_projection")
         return Found(
-            schema=max((number for (number,) in await tx.fetch("restored_migrations")), default=0),
+            schema=max((number for (number,) in await tx.fetch("schema_migrations")), default=0),
             newest=max(number for number, _ in migrations()),
             entries=size,
             behind=behind,

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from expunge import __version__, metrics
-from expunge.adapters.ledger.postgres import PostgresLedger
+from expunge.adapters.ledger.postgres import PostgresLedger, check_schema
 from expunge.api.application import Services, application
 from expunge.api.door import Door
 from expunge.domain.errors import Misconfigured, Retryable
@@ -97,6 +97,7 @@ async def services(deployment: Deployment) -> AsyncIterator[Services]:
         for ledger in (reading, writing):
             stack.push_async_callback(ledger.close)
             await ledger.open()
+        await check_schema(reading)
         door = Door(
             ledger=writing, kafka=settings.kafka, client_id=f"expunge-api-{settings.instance}",
             audience=settings.audience, clock=now,

@@ -20,7 +20,7 @@ from expunge.adapters.broker.kafka import KafkaBroker
 from expunge.adapters.journal.files import FileJournal
 from expunge.adapters.keys.files import FileKeys, generate_master_key, read_master_key, read_private, write_private
 from expunge.adapters.keys.signers import FileSigners
-from expunge.adapters.ledger.postgres import PostgresLedger
+from expunge.adapters.ledger.postgres import PostgresLedger, check_schema
 from expunge.adapters.log.files import FileTiles
 from expunge.adapters.sealed.files import FileSealed
 from expunge.adapters.stores.table import open_reader, open_store, rewrites_unit
@@ -234,6 +234,7 @@ def build_worker(name: str, settings: Settings) -> HostedWorker:
 
     async def start() -> None:
         await deployment.ledger.open()
+        await check_schema(deployment.ledger)
         await check_clock(deployment.ledger, now)
         await broker.start()
         await host.recover()

@@ -20,15 +20,18 @@ from psycopg.adapt import Buffer, Dumper
 from psycopg.pq import Format
 from psycopg.types.json import set_json_dumps
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
+from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from expunge.domain import canonical
 from expunge.domain.errors import Misconfigured, Retryable
 
 if TYPE_CHECKING:
-    from expunge.ports import Row
+    from expunge.ports import Ledger, Row
 
 MIGRATION_LOCK: Final = 0x45585000
 """Advisory lock that keeps two workers from migrating at once."""
+LOCK_WAIT: Final = "2s"
+MIGRATION_SECONDS: Final = 300
 
 _PASSING: Final = (
     psycopg.errors.SerializationFailure,
@@ -184,8 +187,13 @@ def migrations() -> list[tuple[int, str]]:
     return [(int(file.name[:4]), file.read_text(encoding="utf-8")) for file in files if file.name.endswith(".sql")]
 
 
-def migrate(dsn: str) -> int:
-    """Bring a database to the newest schema; how many migrations ran. Safe to call from several processes at once."""
+def migrate(dsn: str, *, until: int | None = None) -> int:
+    """Bring a database to the newest schema, or to that of migration `until`; how many migrations ran.
+
+    Safe to call from several processes at once, and while workers of the version before run: migrations only add (a
+    guard reads them), and none waits for a table longer than `LOCK_WAIT`, because everything else that wants the table
+    would queue behind it; it tries again instead. Raises `Retryable` when a table was in use for `MIGRATION_SECONDS`.
+    """
     ran = 0
     with _translated(), psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute("select pg_advisory_lock(%s)", (MIGRATION_LOCK,))
@@ -194,10 +202,35 @@ def migrate(dsn: str) -> int:
         )
         done = {row[0] for row in connection.execute("select number from schema_migration")}
         for number, text in migrations():
-            if number in done:
+            if number in done or (until is not None and number > until):
                 continue
-            with connection.transaction():
-                connection.execute(text)
-                connection.execute("insert into schema_migration (number) values (%s)", (number,))
+            _migrate(connection, number, text)
             ran += 1
     return ran
+
+
+@retry(
+    retry=retry_if_exception_type(psycopg.errors.LockNotAvailable),
+    wait=wait_random_exponential(max=5),
+    stop=stop_after_delay(MIGRATION_SECONDS),
+    reraise=True,
+)
+def _migrate(connection: psycopg.Connection, number: int, text: str) -> None:
+    with connection.transaction():
+        connection.execute(sql.SQL("set local lock_timeout = {}").format(LOCK_WAIT))
+        connection.execute(text)
+        connection.execute("insert into schema_migration (number) values (%s)", (number,))
+
+
+async def check_schema(ledger: Ledger) -> None:
+    """Raises `Misconfigured` where a migration that this version needs has not run. One that it does not know is no
+    obstacle: those only add."""
+    async with ledger.transaction() as tx:
+        ((there,),) = await tx.fetch("schema_is_there")
+        done = {number for (number,) in await tx.fetch("schema_migrations")} if there else set()
+    lacking = [str(number) for number, _ in migrations() if number not in done]
+    if lacking:
+        message = (
+            f"the database's schema lacks migrations {', '.join(lacking)}: run `expunge migrate`, then start again"
+        )
+        raise Misconfigured(message)

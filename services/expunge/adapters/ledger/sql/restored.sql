@@ -50,6 +50,3 @@ select sweep_id, bucket, file_digest from sweep where state not in ('done', 'voi
 
 -- name: restored_offsets
 select worker, topic, partition, next_offset from consumer_offset order by 1, 2, 3
-
--- name: restored_migrations
-select number from schema_migration order by number
