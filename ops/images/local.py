@@ -20,6 +20,7 @@ import sys
 import sysconfig
 import tempfile
 import time
+import tomllib
 from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
@@ -31,7 +32,7 @@ SERVICES = HERE.parents[1] / "services"
 SITE = Path(sysconfig.get_paths()["purelib"])
 NSS = ("libnss_files.so.2", "libnss_dns.so.2", "libresolv.so.2")
 """Opened by name at run time, so `ldd` does not list them."""
-EXTRAS = ("worker", "faiss", "pgvector", "s3", "witness")
+EXTRAS = ("worker", "api", "faiss", "pgvector", "s3", "import", "reports", "disclosure", "scitt", "witness")
 
 
 def run(*command: str) -> str:
@@ -155,25 +156,23 @@ def expunge(root: Path) -> list[str]:
 
 
 def needed() -> set[str]:
-    """Packages of the environment that the image's extras need, by what they declare."""
-    found: set[str] = set()
-    todo = [Requirement(one) for one in metadata.requires("expunge") or ()]
-    todo = [
-        one for one in todo
-        if one.marker is None or any(one.marker.evaluate({"extra": extra}) for extra in ("", *EXTRAS))
-    ]  # fmt: skip
+    """Packages of the environment that the image's extras need, by what pyproject.toml and they declare."""
+    found: set[tuple[str, frozenset[str]]] = set()
+    project = tomllib.loads((HERE.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = [*project["dependencies"], *(text for extra in EXTRAS for text in project["optional-dependencies"][extra])]
+    todo = [Requirement(text) for text in wanted]
     while todo:
         one = todo.pop()
         name = re.sub(r"[-_.]+", "-", one.name).lower()
-        if name in found:
+        if (name, frozenset(one.extras)) in found:
             continue
-        found.add(name)
+        found.add((name, frozenset(one.extras)))
         for text in metadata.requires(name) or ():
             next_ = Requirement(text)
             extras = ("", *one.extras)
             if next_.marker is None or any(next_.marker.evaluate({"extra": extra}) for extra in extras):
                 todo.append(next_)
-    return found
+    return {name for name, _ in found}
 
 
 def versitygw(root: Path) -> list[str]:

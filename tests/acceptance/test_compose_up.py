@@ -24,6 +24,7 @@ from kafka import KafkaAdminClient
 from testcontainers.core.container import DockerContainer
 
 from expunge.pipeline import WORKERS
+from expunge.wiring.up import API
 from tests.guards.sources import ROOT
 from tests.guards.test_compose import BESIDE, SERVERS, SET_UP, binary
 
@@ -37,7 +38,7 @@ LOCAL = {
     "VERSITYGW": ("expunge-test/versitygw", "go"),
 }
 WAIT_SECONDS = 900
-RUNNING = {*WORKERS, *SERVERS, *BESIDE} - {"grafana"}
+RUNNING = {*WORKERS, API, *SERVERS, *BESIDE} - {"grafana"}
 """No image of Grafana can be built here; its service has a profile of its own."""
 
 
@@ -82,7 +83,11 @@ class Composed:
         asked = [*self.program, "-p", self.project, "ps", "-a", "--format", "json"]
         ran = subprocess.run(asked, cwd=ROOT, env=self.environment, capture_output=True, text=True, check=False)
         rows: list[dict[str, Any]] = [json.loads(line) for line in ran.stdout.splitlines()]
-        return "\n".join(f"{row['Service']}: {row['State']} {row['Health']} {row['ExitCode']}" for row in rows)
+        told = [f"{row['Service']}: {row['State']} {row['Health']} {row['ExitCode']}" for row in rows]
+        ill = [row["Service"] for row in rows if row["Health"] not in {"", "healthy"} or row["ExitCode"]]
+        asked = [*self.program, "-p", self.project, "logs", "--tail", "20", *ill]
+        logs = subprocess.run(asked, cwd=ROOT, env=self.environment, capture_output=True, text=True, check=False).stdout
+        return "\n".join([*told, logs if ill else ""])
 
     def expunge(self, *arguments: str) -> str:
         """A command of `expunge` in the image, with coordinate's mounts."""
@@ -150,7 +155,7 @@ def test_a_synthetic_person_is_deleted_and_the_certificate_verifies(composed: Co
 
 def test_prometheus_scrapes_every_worker_and_alertmanager_is_known(composed: Composed) -> None:
     give_up = time.monotonic() + WAIT_SECONDS / 3
-    while (found := scraped(composed)) != {*WORKERS, "canary"}:
+    while (found := scraped(composed)) != {*WORKERS, API, "canary"}:
         assert time.monotonic() < give_up, found
         time.sleep(1)
     assert len(prometheus(composed, "alertmanagers")["activeAlertmanagers"]) == 1
