@@ -34,7 +34,7 @@ from expunge.domain import (
     tiles,
 )
 from expunge.domain.dsse import PublicKey
-from expunge.domain.errors import Rejected, Retryable, Tampered
+from expunge.domain.errors import Rejected, Tampered, Unpublished
 from expunge.domain.limits import CHUNK_LEAVES
 from expunge.domain.scopefile import ScopeFile, chunk_roots
 from expunge.domain.trust import Trust, TrustedKey
@@ -99,7 +99,7 @@ class Reader:
 
         1. the box is opened with the request's key, 2. what was logged about its sweep is gathered, 3. inclusion is
         proved against the newest checkpoint that others vouch for, where anybody does. Raises `Rejected`:
-        `no-certificate`, `key-destroyed`; `Retryable` while the newest checkpoint does not cover it yet.
+        `no-certificate`, `key-destroyed`; `Unpublished` while no published checkpoint covers it.
         """
         async with self._ledger.transaction() as tx:
             rows = await tx.fetch("readside_box", request_id=request_id, provision=provision.value)
@@ -107,12 +107,11 @@ class Reader:
                 raise Rejected("no-certificate", f"expected a {provision.value} certificate, none was issued yet")
             sweep_id, number = rows[0][:2]
             ((scope, completion, newest),) = await tx.fetch("readside_positions", sweep_id=sweep_id, round=number)
+            if newest <= completion:
+                raise Unpublished
             statements = await tx.fetch("readside_statements", sweep_id=sweep_id, size=newest)
             last = max((index for index, _ in statements), default=-1)
-            checkpoints = await tx.fetch("readside_checkpoint", last=last, completion=completion)
-            if not checkpoints:
-                raise Retryable("expected a published checkpoint, there is none yet")
-            ((size, newest_note, token),) = checkpoints
+            ((size, newest_note, token),) = await tx.fetch("readside_checkpoint", last=last, completion=completion)
             vouched = await tx.fetch("readside_scope_checkpoint", scope=scope, size=size)
             covered: dict[int, int] = dict(await tx.fetch("readside_covered", sweep_id=sweep_id))
         return await asyncio.to_thread(

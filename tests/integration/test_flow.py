@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from expunge.domain import cloudevents, events, request, statement, suppression
+from expunge.domain.errors import Unpublished
 from expunge.domain.words import Level, Provision
 from expunge.pipeline import WORKERS
 from expunge.tasks import Commit, Lease
@@ -75,6 +76,16 @@ async def test_a_person_is_deleted_from_every_store_and_the_certificate_verifies
     (issued,) = world.said(events.CertificateIssued, asked)
     assert (issued.provision, issued.result) == (Provision.DATA, events.Result.COMPLETE)
     assert len(world.said(events.RequestCompleted, asked)) == 1
+
+
+async def test_no_certificate_is_given_out_before_its_round_is_published(world: Deployment) -> None:
+    """It would not verify: its completion would not be in the bundle."""
+    await world.seed(*album(1))
+    asked = world.deletion(1)
+    await carried_out(world, asked)
+    world.sql("delete from log_checkpoint where size > (select max(log_index) from round)")
+    with pytest.raises(Unpublished):
+        await world.verify(asked)
 
 
 async def test_rows_about_a_person_go_last_and_leave_tombstones(world: Deployment) -> None:

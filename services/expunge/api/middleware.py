@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from expunge import metrics
 from expunge.api.problems import Problem
-from expunge.domain.errors import Retryable
+from expunge.domain.errors import Retryable, Unpublished
 from expunge.domain.limits import MESSAGE_BYTES
 
 UNMATCHED: Final = "unmatched"
@@ -69,7 +69,8 @@ class Watched:
             if not isinstance(error, Retryable):
                 _log.error("unexpected", error=type(error).__name__, route=_route(scope))
             if not status:
-                unavailable = Problem.unavailable("expected the database to answer in time")
+                why = str(error) if isinstance(error, Unpublished) else "expected the database to answer in time"
+                unavailable = Problem.unavailable(why)
                 problem = unavailable if isinstance(error, Retryable) else Problem(500, "something failed here")
                 await problem.response()(scope, receive, sending)
         finally:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final, TypeVar
 from uuid import UUID
 
-from expunge.domain.errors import Rejected, Retryable
+from expunge.domain.errors import Rejected, Retryable, Unpublished
 
 if TYPE_CHECKING:
     from expunge.readside import Reader
@@ -18,6 +18,7 @@ T = TypeVar("T")
 
 CONNECT_SECONDS: Final = 5
 """How long a command waits for PostgreSQL: a person is waiting too."""
+PUBLISHED_SECONDS: Final = 15
 
 
 def deployment() -> Deployment:
@@ -44,13 +45,21 @@ def reachable() -> Deployment:
 
 
 def ask(question: Callable[[Reader], Awaitable[T]]) -> T:
-    """One question to the read side. Raises `Retryable` when the database does not answer."""
+    """One question to the read side; one about what is about to be published is asked again for `PUBLISHED_SECONDS`.
+    Raises `Retryable` when the database does not answer."""
     found = reachable()
+    from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_fixed
+
     from expunge.readside import reader
+
+    patient = AsyncRetrying(
+        retry=retry_if_exception_type(Unpublished), stop=stop_after_delay(PUBLISHED_SECONDS), wait=wait_fixed(0.2),
+        reraise=True,
+    )  # fmt: skip
 
     async def asked() -> T:
         async with reader(found) as opened:
-            return await question(opened)
+            return await patient(question, opened)
 
     return asyncio.run(asked())
 

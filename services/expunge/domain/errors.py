@@ -17,6 +17,10 @@ class Retryable(ExpungeError):  # noqa: N818 - families are named for what the c
     """A passing fault: the same call may succeed later."""
 
 
+class Unpublished(Retryable):
+    """It is done, and no published checkpoint covers the statement of it yet: in a moment one will."""
+
+
 class Rejected(ExpungeError):  # noqa: N818 - see Retryable
     """The input can never succeed as it is; `code` is a stable reason code (lower-case words joined by `-`)."""
 

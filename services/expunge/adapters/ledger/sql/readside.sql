@@ -21,10 +21,10 @@ where c.request_id = %(request_id)s and c.provision = %(provision)s
 order by r.log_index desc limit 1
 
 -- The checkpoint to prove inclusion under: one that others vouch for and that covers every statement about the sweep, else
--- one that covers the round, else the newest.
+-- one that covers the round, else the newest. All of them cover the round.
 -- name: readside_checkpoint
-select size, note, token from log_checkpoint where note is not null
-order by (attested and size > %(last)s) desc, (attested and size > %(completion)s) desc, token is not null desc, size desc
+select size, note, token from log_checkpoint where note is not null and size > %(completion)s
+order by (attested and size > %(last)s) desc, attested desc, token is not null desc, size desc
 limit 1
 
 -- The first checkpoint that others vouch for and that covers the scope: what work waited for.
