@@ -32,9 +32,13 @@ def test_every_block_runs(tmp_path: Path) -> None:
     plain = {name: text for name, text in os.environ.items() if not name.startswith(PREFIX)}
     ran = subprocess.run(
         # What was started in the background ends with the shell, wherever the shell ends.
-        ["bash", "-ec", "\n".join(['trap \'[ -z "${up-}" ] || kill $up; wait\' EXIT', *blocks, "up="])],
-        cwd=work, env=plain | {"PATH": os.pathsep.join([str(bin_), plain["PATH"]])}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        ["bash", "-ec", "\n".join(["trap '[ -z \"${up-}\" ] || kill $up; wait' EXIT", *blocks, "up="])],
+        cwd=work,
+        env=plain | {"PATH": os.pathsep.join([str(bin_), plain["PATH"]])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert ran.returncode == 0, f"{ran.stdout}\n{ran.stderr}\n{(work / 'up.txt').read_text(encoding='utf-8')}"
     assert [path.name for path in sorted((work / "photos").rglob("*.jpg"))] == ["2.jpg"], "bob's is left, and no other"
     said = ran.stdout.splitlines()
