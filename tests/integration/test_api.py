@@ -307,7 +307,8 @@ async def test_every_refusal_is_a_problem(api: Api) -> None:
     is_problem(await api.get("/requests/not-a-uuid", token), 422, "malformed")
     wrong = await api.ask("DELETE", "/requests", token)
     is_problem(wrong, 405, "method-not-allowed")
-    assert wrong.headers["allow"]
+    assert wrong.headers["allow"] == "GET, POST"
+    assert (await api.ask("DELETE", "/livez", token)).headers["allow"] == "GET"
     is_problem(await api.ask("POST", "/requests", token, content=b"{}"), 415, "unsupported-media-type")
     large = {"content": b" " * (MESSAGE_BYTES + 1), "headers": {"Content-Type": ENVELOPE_TYPE}}
     is_problem(await api.ask("POST", "/requests", token, **large), 413, "oversized")

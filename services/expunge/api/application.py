@@ -12,14 +12,17 @@ import hashlib
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Annotated, Any, Final, TypeVar
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from expunge import __version__, openings, verify
 from expunge.api import problems, shapes, tokens
@@ -79,27 +82,41 @@ def application() -> FastAPI:
         redirect_slashes=False,
         swagger_ui_oauth2_redirect_url="/docs/oauth2-redirect",
     )
-    for router in (_requests, _proofs, _models, _health):
+    for router in _routers():
         app.include_router(router)
     app.add_exception_handler(Problem, problems.on_problem)
-    app.add_exception_handler(HTTPException, problems.on_http)
+    app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(RequestValidationError, problems.on_validation)
     app.add_middleware(Watched, docs=DOCS)
+    _with_problems(app.openapi())  # which the application keeps, and serves
     return app
 
 
 def openapi() -> dict[str, Any]:
-    """OpenAPI 3.1 of the API."""
-    document = application().openapi()
-    document["components"]["schemas"] |= ProblemDetails.model_json_schema(
-        ref_template="#/components/schemas/{model}"
-    ).pop("$defs", {}) | {"ProblemDetails": _without_defs(ProblemDetails)}
-    return document
+    """OpenAPI 3.1 of the API, as it serves it."""
+    return application().openapi()
 
 
-def _without_defs(model: type[ProblemDetails]) -> dict[str, Any]:
-    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-    return {name: value for name, value in schema.items() if name != "$defs"}
+def _with_problems(document: dict[str, Any]) -> None:
+    """Add the schema that every error refers to, which no route returns as a model."""
+    schema = ProblemDetails.model_json_schema(ref_template="#/components/schemas/{model}")
+    document["components"]["schemas"] |= schema.pop("$defs", {}) | {"ProblemDetails": schema}
+
+
+def _routers() -> tuple[APIRouter, ...]:
+    return (_requests, _proofs, _models, _health)
+
+
+async def _on_http(request: Request, error: Exception) -> Response:
+    """As `problems.on_http`; Allow names every method of the path, where the framework names those of one route."""
+    if isinstance(error, HTTPException) and error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        routes = [route for router in _routers() for route in router.routes if isinstance(route, APIRoute)]
+        allowed = {
+            one for route in routes if route.matches(request.scope)[0] is not Match.NONE for one in route.methods or ()
+        }
+        if allowed:
+            error.headers = {**(error.headers or {}), "Allow": ", ".join(sorted(allowed))}
+    return await problems.on_http(request, error)
 
 
 # Who asks
