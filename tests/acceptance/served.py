@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import time
@@ -101,14 +102,15 @@ class Served:
 
         until(all_are, "not every request was certified")
 
-    async def token(self, *scopes: Scope, publisher: str | None = BACKEND) -> str:
-        ledger = PostgresLedger(self.database)
-        await ledger.open()
-        try:
-            made = await tokens.create(ledger, name="t", scopes=scopes, publisher=publisher, at=now(), until=None)
-        finally:
-            await ledger.close()
-        return made[1]
+    def token(self, *scopes: Scope, publisher: str | None = BACKEND) -> str:
+        async def made() -> str:
+            async with PostgresLedger(self.database).opened() as ledger:
+                created = await tokens.create(
+                    ledger, name="t", scopes=scopes, publisher=publisher, at=now(), until=None
+                )
+            return created[1]
+
+        return asyncio.run(made())
 
     def ask(self, token: str, path: str, data: bytes | None = None, **headers: str) -> Answer:
         """Status, headers by lower-case name, body. An underscore in a header's name stands for a hyphen."""

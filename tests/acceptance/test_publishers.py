@@ -4,6 +4,7 @@ is skipped aloud."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import subprocess
@@ -88,9 +89,9 @@ def asking(mode: str, subject_ref: str, kind: str, **more: Any) -> Message:
     return {"mode": mode, "topic": REQUESTS.name, "key": subject_ref, "data": data}
 
 
-async def certificates_verify(served: Served, folder: Path, *requests: str) -> None:
+def certificates_verify(served: Served, folder: Path, *requests: str) -> None:
     served.until_certified(*requests)
-    token = await served.token(Scope.PROOFS_READ)
+    token = served.token(Scope.PROOFS_READ)
     for one in requests:
         status, _, data = served.ask(token, f"/requests/{one}/certificates/data")
         assert status == 200, data
@@ -98,7 +99,7 @@ async def certificates_verify(served: Served, folder: Path, *requests: str) -> N
         assert verify.verify(folder / f"{one}.zip", served.embedded.deployment.signers.trust([])).ok
 
 
-async def test_what_a_program_in_another_language_publishes_ends_in_a_certificate(
+def test_what_a_program_in_another_language_publishes_ends_in_a_certificate(
     served: Served, publisher: tuple[str, Send], tmp_path: Path
 ) -> None:
     language, send = publisher
@@ -111,12 +112,12 @@ async def test_what_a_program_in_another_language_publishes_ends_in_a_certificat
     for mode, (leaving, withdrawing) in people.items():
         withdrawal = asking(mode, withdrawing, "consent-withdrawal", purposes=["training", "account"])
         asked += [asking(mode, leaving, "deletion"), withdrawal]
-    await certificates_verify(served, tmp_path, *(one["id"] for one in send(served, asked)))
+    certificates_verify(served, tmp_path, *(one["id"] for one in send(served, asked)))
     left = [one["key"] for mode in modes for one in photos[mode]["images"]]
     assert [name for name in left if (served.folder / "photos" / name).exists()] == []
 
 
-async def test_so_does_what_our_client_publishes(served: Served, tmp_path: Path) -> None:
+def test_so_does_what_our_client_publishes(served: Served, tmp_path: Path) -> None:
     leaving, withdrawing = person("python", "leaves"), person("python", "withdraws")
     with served.client() as client:
         client.lineage(lineage.parse_lineage(json.dumps(served.batch(leaving, withdrawing)).encode()))
@@ -124,7 +125,7 @@ async def test_so_does_what_our_client_publishes(served: Served, tmp_path: Path)
         served.until_known(leaving, withdrawing)
         asked = client.delete(leaving, regulation=Regulation.GDPR)
         other = client.withdraw(withdrawing, ("training", "account"), regulation=Regulation.GDPR)
-    await certificates_verify(served, tmp_path, asked, other)
+    certificates_verify(served, tmp_path, asked, other)
 
 
 def test_a_key_goes_to_one_partition_in_every_language(served: Served, go: Send, node: Send) -> None:
@@ -162,9 +163,7 @@ def known(served: Served, *people: SubjectRef) -> None:
     served.until_known(*people)
 
 
-async def test_a_record_in_a_partition_that_is_not_its_keys_is_taken_all_the_same(
-    served: Served, tmp_path: Path
-) -> None:
+def test_a_record_in_a_partition_that_is_not_its_keys_is_taken_all_the_same(served: Served, tmp_path: Path) -> None:
     somebody = person("other", "partition")
     known(served, somebody)
     request_id, given = record(somebody)
@@ -177,20 +176,22 @@ async def test_a_record_in_a_partition_that_is_not_its_keys_is_taken_all_the_sam
         producer.send(REQUESTS.name, **given, partition=wrong).get(timeout=30)
     finally:
         producer.close()
-    await certificates_verify(served, tmp_path, request_id, other_id)
+    certificates_verify(served, tmp_path, request_id, other_id)
 
 
-async def test_records_of_every_compression_that_kafka_has_are_read(served: Served, tmp_path: Path) -> None:
+def test_records_of_every_compression_that_kafka_has_are_read(served: Served, tmp_path: Path) -> None:
     readable: Mapping[str, bool] = dict(zip(CODECS, (has_gzip(), has_snappy(), has_lz4(), has_zstd()), strict=True))
     assert all(readable.values()), readable
     people = {codec: person("compressed", codec) for codec in CODECS}
     known(served, *people.values())
-    ids = []
-    for codec, somebody in people.items():
-        request_id, given = record(somebody)
-        ids.append(request_id)
-        async with AIOKafkaProducer(
-            bootstrap_servers=served.kafka, compression_type=codec, acks="all", client_id=f"test-{codec}"
-        ) as producer:
-            await producer.send_and_wait(REQUESTS.name, **given)
-    await certificates_verify(served, tmp_path, *ids)
+    records = {codec: record(somebody) for codec, somebody in people.items()}
+
+    async def publish() -> None:
+        for codec, (_, given) in records.items():
+            async with AIOKafkaProducer(
+                bootstrap_servers=served.kafka, compression_type=codec, acks="all", client_id=f"test-{codec}"
+            ) as producer:
+                await producer.send_and_wait(REQUESTS.name, **given)
+
+    asyncio.run(publish())
+    certificates_verify(served, tmp_path, *(request_id for request_id, _ in records.values()))
