@@ -48,6 +48,8 @@ test: setup
 # The deployment's name: every request is addressed to it, and it never changes. Export your own before the first `make up`.
 export EXPUNGE_AUDIENCE ?= expunge.local
 export COMPOSE_PROFILES ?= grafana
+# Who may read the files in secrets/: ops/compose/secrets.sh says why.
+export SECRETS_GROUP ?= $(shell id -g | sed 's/^0$$/999/')
 
 up:
 	@if docker compose version >/dev/null 2>&1 && docker info >/dev/null 2>&1; then \

@@ -1,8 +1,9 @@
 #!/bin/sh
 # Draws the passwords of docker-compose.yml into secrets/ (or EXPUNGE_SECRETS), once; changes none that is there.
 #
-# Containers run as users without a name on this machine. As root, each file is given to the user that reads it, and is
-# readable to nobody else. Otherwise the files are readable, in a directory that only you can enter.
+# Containers run as users without a name on this machine, and refuse a secret that everybody can read. As root, each file is
+# given to the user that reads it. Otherwise your group may read it, and containers are put into that group: by `make up`, or by
+# SECRETS_GROUP=$(id -g) (0 where the engine is rootless).
 set -eu
 cd "$(dirname "$0")/../.."
 directory=${EXPUNGE_SECRETS:-secrets}
@@ -18,7 +19,7 @@ keep() { # NAME USER TEXT
     chown "$2" "$file"
     chmod 0400 "$file"
   else
-    chmod 0444 "$file"
+    chmod 0440 "$file"
   fi
 }
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from expunge.cli.app import main
 from expunge.cli.console import Exit, error_line
 from expunge.domain.errors import Misconfigured
+from expunge.private import read_secret
 
 SECRETS = Path("/run/secrets")
 PUBLIC = Path("/data/public")
@@ -26,9 +27,10 @@ WITNESS = Path("/data/witness/state")
 
 
 def read_secrets(folder: Path) -> None:
-    """Make a variable of each of our secret files. One that is set already stays."""
+    """Make a variable of each of our secret files. One that is set already stays. Raises `Misconfigured` for one that
+    everybody may read."""
     for path in sorted(folder.glob("expunge_*")):
-        os.environ.setdefault(path.name.upper(), path.read_text(encoding="utf-8").strip())
+        os.environ.setdefault(path.name.upper(), read_secret(path, "secrets").decode().strip())
 
 
 def prepare() -> int:
@@ -68,7 +70,11 @@ def use_witness(environment: MutableMapping[str, str]) -> None:
 
 def run(arguments: list[str]) -> int:
     """The exit code."""
-    read_secrets(SECRETS)
+    try:
+        read_secrets(SECRETS)
+    except (Misconfigured, OSError) as error:
+        error_line(str(error))
+        return Exit.CONFIGURATION
     match arguments:
         case ["prepare"]:
             return prepare()

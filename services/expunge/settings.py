@@ -182,6 +182,9 @@ class Settings(BaseSettings):
 
 
 EXTRA = {
+    "EXPUNGE_IMAGE",
+    "EXPUNGE_MEMORY",
+    "EXPUNGE_SECRETS",
     "EXPUNGE_PUBLISHER_KEY_FILE",
     "EXPUNGE_TEST_POSTGRES",
     "EXPUNGE_TEST_KAFKA",
@@ -194,4 +197,4 @@ EXTRA = {
     "EXPUNGE_MINISTACK",
     crashing.VARIABLE,
 }
-"""Variables with our prefix that are not settings of a worker."""
+"""Variables with our prefix that are not settings of a worker: of docker-compose.yml, of commands, of tests."""

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 import yaml
 
 from expunge.pipeline import WORKERS
+from expunge.private import EVERYBODY
 from expunge.settings import PREFIX, Settings
 from expunge.wiring.up import API
 from tests.guards.sources import ROOT
@@ -143,7 +145,38 @@ def test_secrets_are_drawn_once_and_readable_to_nobody_else(tmp_path: Path) -> N
     subprocess.run(["sh", str(script)], env=given, check=True)
     assert {path.name: path.read_bytes() for path in (tmp_path / "s").iterdir()} == first
     assert (tmp_path / "s").stat().st_mode & 0o077 == 0
+    assert all(path.stat().st_mode & EVERYBODY == 0 for path in (tmp_path / "s").iterdir())
     assert (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines().count("secrets/") == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="NOT CHECKED: only root can become the users that read secrets")
+@pytest.mark.parametrize("drawn_by", [0, 1234])
+def test_each_service_can_read_its_secrets_whoever_drew_them(drawn_by: int) -> None:
+    """In the place of an engine: the files as they are, read as the user and the groups that a service has."""
+    folder = Path(tempfile.mkdtemp())  # pytest's own are root's alone
+    try:
+        os.chown(folder, drawn_by, drawn_by)
+        given = {"PATH": os.environ["PATH"], "EXPUNGE_SECRETS": str(folder)}
+        script = ["sh", str(ROOT / "ops" / "compose" / "secrets.sh")]
+        subprocess.run(script, env=given, check=True, user=drawn_by, group=drawn_by, extra_groups=[])
+        folder.chmod(0o711)  # a container has the files alone, by a mount of each
+        for name, one in compose()["services"].items():
+            uid, gid = map(int, one["user"].split(":"))
+            (group,) = one.get("group_add", ["-1"])
+            assert group in {"-1", "${SECRETS_GROUP:-999}"}
+            for secret in one.get("secrets", ()):
+                assert _reads(folder / secret, uid, gid, drawn_by or 999), (name, secret)
+                assert not _reads(folder / secret, 4321, 4321, 4321)
+    finally:
+        shutil.rmtree(folder)
+
+
+def _reads(path: Path, user: int, *groups: int) -> bool:
+    command = ["cat", str(path)]
+    done = subprocess.run(
+        command, user=user, group=groups[0], extra_groups=groups[1:], capture_output=True, check=False
+    )
+    return bool(done.stdout)
 
 
 def test_only_erasing_workers_can_write_to_stores_and_only_the_rescanner_can_read_them_besides() -> None:

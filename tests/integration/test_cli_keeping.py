@@ -124,6 +124,7 @@ def test_a_receipt_is_written_and_verified(ask: Ask, past: Past, tmp_path: Path)
 
 def test_an_order_is_disclosed_and_opened(ask: Ask, past: Past, tmp_path: Path) -> None:
     regulator = pyrage.x25519.Identity.generate()
+    (tmp_path / "identity").touch(mode=0o600)
     (tmp_path / "identity").write_text(str(regulator))
     ask("certificate", past.order, "--out", tmp_path / "order.zip")
     ask("disclose", past.order, "--to", regulator.to_public(), "--out", tmp_path / "disclosed")

@@ -184,6 +184,7 @@ async def test_an_order_is_disclosed_to_its_regulator_and_to_nobody_else(
     write_bundle({"disclosure.age": box, f"{made.sweep}.scope": bytes(made.scope_file)}, folder)
     write_bundle(files, tmp_path / "bundle.zip")
     (tmp_path / "trust.json").write_bytes(trust.dump(world.trust))
+    (tmp_path / "identity").touch(mode=0o600)
     (tmp_path / "identity").write_text(str(regulator))
     listing = tmp_path / "listing.csv"
     command = ["disclosed", str(folder), "--identity", str(tmp_path / "identity"), "--csv", str(listing)]

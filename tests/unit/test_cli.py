@@ -65,6 +65,7 @@ def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 def key(tmp_path: Path) -> Path:
     path = tmp_path / "publisher.key"
     path.write_text("11" * 32 + "\n")
+    path.chmod(0o600)
     return path
 
 
@@ -228,6 +229,7 @@ def test_key_files_are_read_in_three_spellings(tmp_path: Path) -> None:
 
     seed = bytes(range(32))
     pem = Ed25519PrivateKey.from_private_bytes(seed).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (tmp_path / "key").touch(mode=0o600)
     for spelling in (seed.hex().encode(), b64encode(seed), pem):
         (tmp_path / "key").write_bytes(spelling + b"\n")
         assert read_key(tmp_path / "key").key_id == SigningKey.from_seed(seed).key_id
@@ -235,6 +237,7 @@ def test_key_files_are_read_in_three_spellings(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"secret", b"zz" * 32, b"-----BEGIN PRIVATE KEY-----\nAAAA\n", b"11" * 31])
 def test_what_is_no_key_is_refused_and_not_repeated(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "key").touch(mode=0o600)
     (tmp_path / "key").write_bytes(content)
     with pytest.raises(Misconfigured) as refused:
         read_key(tmp_path / "key")

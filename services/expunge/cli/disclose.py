@@ -13,6 +13,7 @@ import typer
 
 from expunge.cli.console import AsJson, document, say
 from expunge.domain.errors import Rejected
+from expunge.private import read_secret
 
 KEY_FILE = "disclosure.age"
 
@@ -78,7 +79,7 @@ def _disclosed(app: typer.Typer) -> None:
         files = verify.read_bundle(bundle)
         verify.verify(bundle, policy).verified()
         try:
-            plain = decrypt((directory / KEY_FILE).read_bytes(), identity.read_text(encoding="utf-8"))
+            plain = decrypt((directory / KEY_FILE).read_bytes(), read_secret(identity, "--identity").decode())
             opened = disclosure.parse(plain)
             buffer = (directory / f"{opened.sweep}.scope").read_bytes()
         except (OSError, UnicodeDecodeError) as error:

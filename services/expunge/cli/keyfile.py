@@ -5,22 +5,26 @@ from __future__ import annotations
 import base64
 import binascii
 from pathlib import Path
+from typing import Final
 
 from expunge.domain.dsse import SEED_BYTES, SigningKey
 from expunge.domain.errors import Misconfigured
+from expunge.private import read_secret
+
+VARIABLE: Final = "EXPUNGE_PUBLISHER_KEY_FILE"
+"""What names the file, unless an option does."""
 
 
 def read_key(path: Path) -> SigningKey:
-    """The signing key in a file. Raises `Misconfigured`; never shows what the file holds."""
+    """The signing key in a file. Raises `Misconfigured`, also for a file that everybody may read; never shows what the
+    file holds."""
     try:
-        data = path.read_bytes().strip()
+        data = read_secret(path, VARIABLE).strip()
     except OSError as error:
-        raise Misconfigured(
-            f"EXPUNGE_PUBLISHER_KEY_FILE: expected a key file at {path}, got {error.strerror}"
-        ) from error
+        raise Misconfigured(f"{VARIABLE}: expected a key file at {path}, got {error.strerror}") from error
     seed = _seed(data)
     if seed is None or len(seed) != SEED_BYTES:
-        raise Misconfigured(f"EXPUNGE_PUBLISHER_KEY_FILE: expected an Ed25519 seed (hex, base64 or PEM) in {path}")
+        raise Misconfigured(f"{VARIABLE}: expected an Ed25519 seed (hex, base64 or PEM) in {path}")
     return SigningKey.from_seed(seed)
 
 

@@ -55,7 +55,9 @@ class ModelsRemedy(StrEnum):
 
 Key = Annotated[
     Path | None,
-    typer.Option("--key", envvar="EXPUNGE_PUBLISHER_KEY_FILE", help="signing key: a seed in hex, base64 or PEM"),
+    typer.Option(
+        "--key", envvar="EXPUNGE_PUBLISHER_KEY_FILE", help="signing key: a seed in hex, base64 or PEM, of mode 0600"
+    ),
 ]
 Kafka = Annotated[str | None, typer.Option("--kafka", envvar="EXPUNGE_KAFKA", help="bootstrap servers, host:port")]
 Audience = Annotated[str | None, typer.Option("--audience", envvar="EXPUNGE_AUDIENCE", help="the deployment's name")]

@@ -28,6 +28,7 @@ from expunge.domain.dsse import SEED_BYTES, SigningKey
 from expunge.domain.errors import Misconfigured, Rejected, Retryable
 from expunge.domain.note import NoteKey, SignatureType, sign_cosignature
 from expunge.domain.statement import Frozen, Hex32
+from expunge.private import read_secret
 
 KEY: Final = "key"
 STATE: Final = "state"
@@ -79,7 +80,7 @@ class Cosigner:
         self._directory = directory
         self._clock = clock
         try:
-            seed = bytes.fromhex((directory / KEY).read_text("ascii").strip())
+            seed = bytes.fromhex(read_secret(directory / KEY, "the witness's key").decode("ascii").strip())
             state = _State.model_validate_json((directory / STATE).read_bytes())
         except FileNotFoundError as error:
             message = (

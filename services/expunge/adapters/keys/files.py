@@ -32,7 +32,9 @@ class FileKeys:
         if len(master) != KEY_BYTES:
             raise Misconfigured(f"the master key must have {KEY_BYTES} bytes")
         if not root.is_dir() or root.stat().st_mode & _OTHERS:
-            raise Misconfigured("the key directory must exist with mode 0700")
+            raise Misconfigured(
+                "the key directory must exist and be its owner's alone (mode 0700): chmod 700 EXPUNGE_DATA/keys"
+            )
         self._root = root.resolve()
         self._cipher = ChaCha20Poly1305(master)
 
@@ -108,7 +110,9 @@ def read_private(path: Path) -> bytes:
     with os.fdopen(descriptor, "rb") as file:
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode) or found.st_mode & _OTHERS:
-            raise Misconfigured(f"key file {path.name} must be a regular file of mode 0600, others may read it")
+            raise Misconfigured(
+                f"key file {path.name} must be a regular file that its owner alone may read (mode 0600): chmod 600 {path.name}"
+            )
         return file.read()
 
 

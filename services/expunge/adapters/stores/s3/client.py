@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Lock
 from typing import Any, Final
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -24,6 +25,7 @@ from botocore.exceptions import (
 )
 
 from expunge.domain.errors import Misconfigured, Rejected, Retryable
+from expunge.private import refuse_public
 
 OWN: Final = ".expunge/"
 """Our own objects, below the store's prefix."""
@@ -151,12 +153,24 @@ def client(place: Place, profile: str, *, attempts: int = _ATTEMPTS, threads: in
         try:
             inner = botocore.session.Session(profile=profile or None)
             inner.register_component("data_loader", _models)
+            _refuse_public_files(inner)
             session = boto3.session.Session(botocore_session=inner, region_name=place.region)
             return session.client("s3", endpoint_url=place.endpoint, config=config)
         except ProfileNotFound:
             raise Misconfigured("expected the profile of a store's URL among the AWS profiles, it is not") from None
         except ValueError:
             raise Misconfigured("expected endpoint=http(s)://HOST:PORT in a store's URL") from None
+
+
+def _refuse_public_files(session: Any) -> None:  # noqa: ANN401 - a botocore session
+    """Raises `Misconfigured` when the file that the credentials come from is everybody's to read."""
+    found = session.get_credentials()
+    variable = {"shared-credentials-file": "credentials_file", "config-file": "config_file"}.get(
+        getattr(found, "method", "")
+    )
+    if variable:
+        path = Path(session.get_config_variable(variable)).expanduser()
+        refuse_public(path, path, "the store's credentials")
 
 
 @contextmanager
