@@ -33,14 +33,17 @@ class Faults:
     lie: float = 0.0
     seed: int = 7
     counts: Counter[str] = field(default_factory=Counter)
+    keys: int = 0
+    """Of all requests to delete so far, repeats included."""
 
     def __post_init__(self) -> None:
         self._random = random.Random(self.seed)
         self._lock = threading.Lock()
 
-    def drawn(self) -> str:
-        """What is done to this request."""
+    def drawn(self, keys: int) -> str:
+        """What is done to this request, which is about that many keys."""
         with self._lock:
+            self.keys += keys
             for kind in ("slow", "partial", "errors", "lost", "lie"):
                 if self._random.random() < getattr(self, kind):
                     self.counts[kind] += 1
@@ -78,7 +81,7 @@ class _Handler(BaseHTTPRequestHandler):
     def handle_any(self) -> None:
         body = self._body()
         deleting = self.command == "POST" and "delete" in urlsplit(self.path).query
-        fault = self.what.drawn() if deleting else ""
+        fault = self.what.drawn(body.count(b"<Object>")) if deleting else ""
         if fault == "slow":
             self._answer(503, {"Content-Type": "application/xml"}, SLOW_DOWN)
             return

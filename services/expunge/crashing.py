@@ -8,8 +8,8 @@ deployment that is not named after a test.
 
 from __future__ import annotations
 
-import os
 import signal
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Final
@@ -138,7 +138,8 @@ class _Armed:
         match order.split():
             case [str(wanted), number, how] if wanted == name and self._passed[name] == int(number):
                 self._path.unlink()
-                os.kill(os.getpid(), _SIGNALS[how])
+                # To this thread: sent to the process, SIGSTOP may reach another thread first, and this one runs on a little.
+                signal.pthread_kill(threading.get_ident(), _SIGNALS[how])
             case _:
                 return
 

@@ -6,7 +6,9 @@ import importlib.util
 import os
 import subprocess
 import tarfile
+import threading
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b, shake_256
 from importlib.metadata import EntryPoint, EntryPoints
 from itertools import count
@@ -26,7 +28,7 @@ from expunge.adapters.stores.local import LINKED, LINKS_SAMPLED, LocalReader, Lo
 from expunge.adapters.stores.memory import MemoryReader, MemoryStore, Space
 from expunge.adapters.stores.webdataset import WebDatasetReader, WebDatasetStore
 from expunge.conformance import CrashPoint, StoreConformance
-from expunge.domain.errors import Misconfigured, Rejected, Retryable
+from expunge.domain.errors import FencedOff, Misconfigured, Rejected, Retryable
 from expunge.domain.words import Level, Outcome
 from expunge.ports import Store, StoreReader
 
@@ -558,6 +560,32 @@ class PgVectorSuite(VectorLocators):
             erasure = self._hide_and_erase(store, unit, erased, 1)
         assert erasure.outcomes.tolist() == [Outcome.OPEN] * 3
         assert NO_LOCK in erasure.residue
+
+    def test_a_writer_paused_in_a_transaction_is_overtaken(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from expunge.adapters.stores import pgvector
+
+        unit, erased, kept = self._filled(6, 3)
+        within, overtaken = threading.Event(), threading.Event()
+
+        def paused(step: str) -> None:
+            if step == "deleting":
+                within.set()
+                overtaken.wait(60)
+
+        monkeypatch.setattr(pgvector, "_IDLE_LIMIT", "300ms")
+        store = self.open_store(paused)
+        with ThreadPoolExecutor(1) as pool:
+            first = pool.submit(store.erase, unit, erased, 1)
+            try:
+                assert within.wait(60)
+                assert self.open_store().erase(unit, erased, 2).outcomes.tolist() == [Outcome.GONE] * 3
+            finally:
+                overtaken.set()
+            with pytest.raises(Retryable):
+                first.result(60)
+        with pytest.raises(FencedOff):
+            store.erase(unit, erased, 1)
+        assert self.read(unit) == self._contents(kept)
 
     def test_a_delete_alone_leaves_the_bytes(self) -> None:
         unit, erased, _ = self._filled(40, 3)

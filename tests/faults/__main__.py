@@ -48,6 +48,9 @@ def main() -> int:
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--fast", action="store_true", help="without those that take minutes")
     parser.add_argument("--scale", type=float, default=1.0)
+    parser.add_argument("--sample", type=float, default=0.0, help="seconds for crash points, drawn; else all of them")
+    parser.add_argument("--seed", type=int, default=time.time_ns() % 1_000_000, help="of the sample")
+    parser.add_argument("--record", action="store_true", help="write down which points all crash scenarios pass")
     parser.add_argument("--out", type=Path, default=Path("faults-output/faults.json"))
     wanted = parser.parse_args()
     numbers = {int(one) for one in wanted.only.split(",") if one}
@@ -57,7 +60,7 @@ def main() -> int:
             print(f"{one.number:>2}  {one.title}{'  (minutes)' if one.long else ''}")
         return 0
     rows = []
-    with Ground(wanted.scale) as ground:
+    with Ground(wanted.scale, sample=wanted.sample, seed=wanted.seed, record=wanted.record) as ground:
         for one in chosen:
             rows.append(carried_out(one, ground))
             print(line(rows[-1]), flush=True)

@@ -78,15 +78,21 @@ Scenario = Callable[["Lab"], Asked]
 
 
 class Lab:
-    """A deployment in which workers are killed. `asked` runs a scenario to its end, whoever dies meanwhile."""
+    """A deployment in which workers are killed. `asked` runs a scenario to its end, whoever dies meanwhile.
 
-    def __init__(self, small: Small, *, reserve: int = 200) -> None:
+    `first`: a point at which register dies of the very first registration, which draws the day's key.
+    """
+
+    def __init__(self, small: Small, *, reserve: int = 200, first: str = "") -> None:
         self.small = small
         self._reserve = reserve
         self._people: Iterator[int] = iter(())
         self._models = count()
         self.resumed = Resumed()
-        self.bystander = small.register(1)[0]
+        if first:
+            small.arm("register", first)
+        self.bystander = small.register(1, beat=self.beat)[0]
+        self.first = [] if not first or small.disarm("register") else [Point("first day", "register", first, 1)]
 
     def person(self) -> int:
         """Somebody registered of whom nobody asked anything yet."""
@@ -191,8 +197,9 @@ WHOLE_TASKS: Final = {one: {"EXPUNGE_INLINE_LEAVES": "1"} for one in ("purge", "
 
 @contextmanager
 def laboratory(root: Path, *, tasks: bool = False) -> Iterator[Lab]:
+    """`tasks`: executors leave every order to task rows. The first registration dies where the day's key is drawn."""
     with Small(root, settings=WHOLE_TASKS if tasks else {}) as small:
-        yield Lab(small)
+        yield Lab(small, first="keys.linked" if tasks else "keys.drawn")
 
 
 def survey(lab: Lab, scenarios: dict[str, Scenario]) -> tuple[dict[str, Counter[str]], list[Point]]:
@@ -261,6 +268,22 @@ def enumerate_all(
     return points
 
 
+def whole(folder: Path, tally: Tally, choose: Callable[[Sequence[Point]], list[Point]] = once_each) -> list[Point]:
+    """All chosen points of all scenarios, in two deployments; every point that was passed. In the second one executors and
+    rescan leave all to task rows, and only what is about these is chosen."""
+    passed: list[Point] = []
+    for title, scenarios in (("inline", INLINE), ("tasks", AS_TASKS)):
+        tasks = scenarios is AS_TASKS
+
+        def chosen(points: Sequence[Point], *, tasks: bool = tasks) -> list[Point]:
+            return [one for one in choose(points) if not tasks or one.name.startswith("tasks.")]
+
+        with laboratory(folder / title, tasks=tasks) as lab:
+            passed += lab.first + enumerate_all(lab, scenarios, tally, chosen)
+            tally.violations += log_holds(lab)
+    return passed
+
+
 def log_holds(lab: Lab) -> list[str]:
     """What is wrong with the log and the stores after all of it."""
     found = lab.small.replayed()
@@ -268,11 +291,6 @@ def log_holds(lab: Lab) -> list[str]:
     return wrong + [f"left behind: {one}" for one in lab.small.leftovers()]
 
 
-def surveyed(points: Sequence[Point]) -> frozenset[str]:
-    return frozenset(one.name for one in points)
-
-
-def unreached(*surveys: Sequence[Point]) -> list[str]:
+def unreached(points: Sequence[Point]) -> list[str]:
     """Points of the list that no scenario passed, beside those that have a test of their own."""
-    found = frozenset().union(*(surveyed(one) for one in surveys))
-    return sorted(set(crashing.POINTS) - found - KEYS - ONLY_IN_TROUBLE - S3)
+    return sorted(set(crashing.POINTS) - {one.name for one in points} - KEYS - ONLY_IN_TROUBLE - S3)

@@ -51,10 +51,11 @@ class Fault:
 
 
 class Ground:
-    """`scale`: 1 for the slow tier; more makes scenarios longer (soak). A context manager."""
+    """`scale`: 1 for the slow tier; more makes scenarios longer (soak). `sample`: seconds that crash points may take, drawn
+    by `seed`; 0: all of them, which `record` writes down. A context manager."""
 
-    def __init__(self, scale: float = 1.0) -> None:
-        self.scale = scale
+    def __init__(self, scale: float = 1.0, *, sample: float = 0.0, seed: int = 0, record: bool = False) -> None:
+        self.scale, self.sample, self.seed, self.record = scale, sample, seed, record
         self._stack = ExitStack()
         self._lab: Lab | None = None
         self.root = Path(tempfile.mkdtemp(prefix="expunge-faults-"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from tests.faults import evidence, messages, servers, stores, workers
+from tests.faults import evidence, messages, objects, servers, stores, workers
 from tests.faults.ground import Fault
 
 FAULTS: Final = (
@@ -17,8 +17,8 @@ FAULTS: Final = (
     Fault(7, "database restart during commit", servers.database_restarted),
     Fault(8, "database paused", servers.database_paused),
     Fault(9, "connections exhausted, locks, deadlock", servers.database_crowded),
-    Fault(10, "S3 SlowDown", stores.object_stores),
-    Fault(11, "partial answer of a multi-object delete", stores.object_stores),
+    Fault(10, "S3 SlowDown", objects.slow_down),
+    Fault(11, "partial answer of a multi-object delete", objects.partial),
     Fault(12, "delete acknowledged, object still there", stores.lying),
     Fault(13, "vector still found, or in an old segment", stores.vectors),
     Fault(14, "one store away", stores.away),

@@ -28,6 +28,7 @@ from uuid import UUID
 import numpy as np
 import psycopg
 from psycopg import sql
+from psycopg.conninfo import make_conninfo
 
 from expunge.adapters.stores.faiss import FaissStore, faiss
 from expunge.adapters.stores.pgvector import open_store as open_pgvector
@@ -100,13 +101,16 @@ class Small:
         self, root: Path, *, people: int = 0, workers: Sequence[str] = tuple(WORKERS), armed: bool = True,
         overrides: dict[str, Any] | None = None, settings: dict[str, dict[str, str]] | None = None,
         embedded: type[Embedded] = Embedded, durable: bool = False, history: Path | None = None,
+        idle_limit: str | None = None,
     ) -> None:  # fmt: skip
-        """`armed`: workers watch crash files. `settings`: variables of single workers, by name. `history`: a file."""
+        """`armed`: workers watch crash files. `settings`: variables of single workers, by name. `history`: a file.
+        `idle_limit`: how long a worker's transaction may stand still, other than usual."""
         self.root = root
         self.product = root / "product"
         self._people = people
         self._armed = armed
-        self._settings = settings or {}
+        self._idle_limit = idle_limit
+        self._settings = dict(settings or {})
         self.registered = 0
         self.embedded = embedded(
             root / "deployment", audience=AUDIENCE, workers=workers, durable=durable,
@@ -131,6 +135,9 @@ class Small:
     def start(self) -> None:
         self.root.mkdir(parents=True, exist_ok=True)
         self.embedded.start_servers()
+        if self._idle_limit:
+            limited = make_conninfo(self.dsn, options=f"-c idle_in_transaction_session_timeout={self._idle_limit}")
+            self.embedded.settings = self.embedded.settings.model_copy(update={"database": limited})
         self.make_stores()
         for role, name in ((Role.PUBLISHER, "backend"), (Role.APPROVER, "ann"), (Role.APPROVER, "bob")):
             public = key_of(name).public
@@ -188,7 +195,7 @@ class Small:
             connection.execute("create extension if not exists vector")
         self.product_dsn = database
         stores = {
-            "photos": f"file://{self.product / 'photos'}",
+            "photos": self.photos_url(),
             "shards": f"wds://{self.product / 'shards'}",
             "faces": f"faiss://{self.product / 'faces'}",
             "vectors": f"pgvector+{database}",
@@ -207,7 +214,19 @@ class Small:
 
     # the product
 
-    def register(self, count: int, *, wait: bool = True, source: str = SOURCE) -> range:
+    def photos_url(self) -> str:
+        """Where photos are. Tests put them elsewhere."""
+        return f"file://{self.product / 'photos'}"
+
+    def put_photo(self, name: str, content: bytes) -> None:
+        (self.product / "photos" / SOURCE / name).write_bytes(content)
+
+    def has_photo(self, name: str) -> bool:
+        return (self.product / "photos" / SOURCE / name).exists()
+
+    def register(
+        self, count: int, *, wait: bool = True, source: str = SOURCE, beat: Callable[[], None] = rest
+    ) -> range:
         """That many new people, into the stores and then to Expunge."""
         people = range(self.registered, self.registered + count)
         self.registered += count
@@ -216,7 +235,7 @@ class Small:
         told = self._tell(images, people.start)
         for person in people:
             for number in range(PHOTOS):
-                (self.product / "photos" / SOURCE / f"{name(person, number)}.jpg").write_bytes(content[person, number])
+                self.put_photo(f"{name(person, number)}.jpg", content[person, number])
         shards = WebDatasetStore(str(self.product / "shards"), "shards")
         for first in range(people.start, people.stop, PER_SHARD):
             part = [one for one in images if first <= one[0] < first + PER_SHARD]
@@ -237,7 +256,7 @@ class Small:
         if wait:
             last = people[-1]
             query = "select count(*) from image_subject where subject_ref = %s"
-            eventually(lambda: self.one(query, subject(last)) == PHOTOS, "the people to be registered")
+            eventually(lambda: self.one(query, subject(last)) == PHOTOS, "the people to be registered", beat=beat)
             if self.told is not None:
                 self.told.recorder.registered(told)
         return people
@@ -400,9 +419,7 @@ class Small:
                 ([vector_id(person, number) for number in numbers],),
             ).fetchall()
         return {
-            "photos": {
-                one for one in numbers if (self.product / "photos" / SOURCE / f"{name(person, one)}.jpg").exists()
-            },
+            "photos": {one for one in numbers if self.has_photo(f"{name(person, one)}.jpg")},
             "shards": {one for one in numbers if name(person, one) in names},
             "faces": {one for one in numbers if vector_id(person, one) in ids},
             "vectors": {one for one in numbers if (vector_id(person, one),) in rows},
@@ -521,7 +538,8 @@ class Small:
     def restart(self, worker: str, *, ready: bool = True) -> float:
         """Start one that ended again; seconds until it was ready."""
         began = time.monotonic()
-        self.embedded._processes.pop(worker, None)
+        if (ended := self.embedded._processes.pop(worker, None)) is not None:
+            ended.stop()  # its pipe is closed with it
         base, _, instance = worker.partition("-")
         self.embedded.start_worker(base, instance or "0")
         if ready:

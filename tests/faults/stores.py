@@ -1,8 +1,7 @@
-"""Faults of stores: 10 to 14, 22."""
+"""Faults of stores on disks: 12 to 14, 22."""
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import threading
 import time
@@ -12,25 +11,8 @@ from typing import Any
 import numpy as np
 
 from expunge.adapters.stores.faiss import faiss
-from tests.faults.ground import Beating, Ground, NotHere, Report, certified
+from tests.faults.ground import Beating, Ground, Report, certified
 from tests.faults.small import INDEX, PHOTOS, SOURCE, Small, eventually, name, vector_id
-
-
-def object_stores(ground: Ground) -> Report:
-    """10, 11: SlowDown at several rates, errors per key inside a 200 answer: the object store's own suite runs them, on a
-    real S3 server behind a proxy that breaks it."""
-    suite = Path(__file__).parent / "test_objects.py"
-    if importlib.util.find_spec("expunge.adapters.stores.s3") is None or not suite.exists():
-        raise NotHere("this tree has no object store, or no fault suite for it")
-    import subprocess
-    import sys
-
-    ran = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", str(suite)], capture_output=True, text=True, check=False
-    )
-    report = Report({"suite": ran.stdout.strip().splitlines()[-1:]})
-    report.expect(ran.returncode == 0, ran.stdout[-500:])
-    return report
 
 
 def lying(ground: Ground) -> Report:

@@ -28,18 +28,10 @@ DAY = date(2026, 1, 2)
 @pytest.mark.timeout(3600)
 def test_every_point_killed_once_leaves_what_a_run_without_a_crash_leaves(tmp_path: Path) -> None:
     tally = Tally()
-    with crashes.laboratory(tmp_path / "inline") as lab:
-        inline = crashes.enumerate_all(lab, crashes.INLINE, tally, crashes.once_by_name)
-        tally.violations += crashes.log_holds(lab)
-    with crashes.laboratory(tmp_path / "tasks", tasks=True) as lab:
-        tasks = crashes.enumerate_all(
-            lab, crashes.AS_TASKS, tally,
-            lambda points: [one for one in crashes.once_by_name(points) if one.name.startswith("tasks.")],
-        )  # fmt: skip
-        tally.violations += crashes.log_holds(lab)
+    points = crashes.whole(tmp_path, tally, crashes.once_by_name)
     print(tally.figures(), tally.missed)
     assert tally.violations == []
-    assert crashes.unreached(inline, tasks) == []
+    assert crashes.unreached(points) == []
 
 
 KILLED = """

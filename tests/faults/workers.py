@@ -8,24 +8,21 @@ import time
 from tests.faults import crashes
 from tests.faults.crashes import Tally
 from tests.faults.ground import Ground, Report, certified, deliveries
+from tests.faults.sample import record, sampled
 from tests.faults.small import eventually
 
 
 def one_crash(ground: Ground) -> Report:
-    """1: kill -9 at each numbered point."""
+    """1: kill -9 at each numbered point, by each worker that passes it; or at a sample of them."""
+    if ground.sample:
+        tally = sampled(ground.lab, ground.sample, ground.seed)
+        return Report(tally.figures() | {"seed": ground.seed, "missed": tally.missed}, tally.runs, tally.violations)
     tally = Tally()
-    with crashes.laboratory(ground.folder()) as lab:
-        inline = crashes.enumerate_all(lab, crashes.INLINE, tally)
-        tally.violations += crashes.log_holds(lab)
-    with crashes.laboratory(ground.folder(), tasks=True) as lab:
-        tasks = crashes.enumerate_all(lab, crashes.AS_TASKS, tally, lambda points: _of_tasks(crashes.once_each(points)))
-        tally.violations += crashes.log_holds(lab)
-    figure = tally.figures() | {"unreached": crashes.unreached(inline, tasks), "missed": tally.missed}
+    points = crashes.whole(ground.folder(), tally)
+    if ground.record:
+        record(points)
+    figure = tally.figures() | {"unreached": crashes.unreached(points), "missed": tally.missed}
     return Report(figure, tally.runs, tally.violations)
-
-
-def _of_tasks(points: list[crashes.Point]) -> list[crashes.Point]:
-    return [one for one in points if one.name.startswith("tasks.")]
 
 
 def two_crashes(ground: Ground) -> Report:

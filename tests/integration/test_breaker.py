@@ -13,7 +13,7 @@ from expunge.chunks.circuits import FAILURES, REST_SECONDS, Circuits
 from expunge.chunks.units import UnitWork
 from expunge.domain import events, request
 from expunge.domain.dsse import parse, verify
-from expunge.domain.errors import Rejected, Retryable
+from expunge.domain.errors import Overloaded, Rejected, Retryable
 from expunge.domain.policy import Policy
 from tests.coordination import ANN, BOB, PHOTOS, PUBLISHER, Deployment, album, deployed
 
@@ -169,6 +169,17 @@ def test_a_store_that_fails_over_and_over_is_left_alone_and_tried_once_after_a_r
     up = False
     assert [go("a") for _ in range(FAILURES)] == [False] * FAILURES
     assert calls.count("a") == 2 * FAILURES + 2
+
+
+def test_a_store_that_was_asked_over_and_over_already_is_left_alone_at_once() -> None:
+    circuits = Circuits("purge")
+
+    def busy(_: UnitWork) -> None:
+        raise Overloaded
+
+    with pytest.raises(Overloaded):
+        circuits.guarded(busy)(UnitWork("a", "u", []))
+    assert circuits.open("a")
 
 
 def test_what_a_store_refuses_is_an_answer() -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
-from expunge.adapters.ledger.postgres import _configure
+from expunge.adapters.ledger.postgres import PostgresLedger, _configure, migrate
+from expunge.domain.errors import Misconfigured, Retryable
 
 
 @pytest.mark.parametrize("values", [[], [7], [0, -1, 2**63 - 1, -(2**63), 65_536]])
@@ -23,3 +27,30 @@ async def test_other_arrays_are_refused(database: str, wrong: np.ndarray) -> Non
         await _configure(connection)
         with pytest.raises(TypeError, match="expected a flat int64 array"):
             await connection.execute("select %s::bigint[]", (wrong,))
+
+
+async def test_a_worker_that_stands_still_in_a_transaction_is_ended_and_others_get_on(database: str) -> None:
+    migrate(database)
+    limited = make_conninfo(database, options="-c idle_in_transaction_session_timeout=200ms")
+    lease: dict[str, Any] = {"stores": ["faces"], "units": ["index"], "seconds": 60}
+    async with PostgresLedger(limited).opened() as paused, PostgresLedger(database).opened() as other:
+        async with other._pool.connection() as connection:
+            assert await (await connection.execute("show idle_in_transaction_session_timeout")).fetchone() == ("5min",)
+        with pytest.raises(Retryable):
+            await _overtaken(paused, other, lease)
+        async with paused.transaction() as tx:  # another connection took the place of the ended one
+            assert await tx.fetch("execute_lease", holder="paused", **lease) == []
+
+
+async def _overtaken(paused: PostgresLedger, other: PostgresLedger, lease: dict[str, Any]) -> None:
+    async with paused.transaction() as tx:
+        await tx.fetch("execute_lease", holder="paused", **lease)
+        async with other.transaction() as later:  # waits for the row, and gets it
+            assert len(await later.fetch("execute_lease", holder="other", **lease)) == 1
+        await tx.fetch("execute_lease", holder="paused", **lease)
+
+
+def test_a_database_that_is_no_conninfo_is_refused_without_a_word_of_it() -> None:
+    with pytest.raises(Misconfigured, match="expected a PostgreSQL URI") as refused:
+        PostgresLedger("postgresql://u:secret@h/x?nonsense=secret")
+    assert "secret" not in str(refused.value)

@@ -1,8 +1,8 @@
 """A circuit breaker per store: one that failed over and over is left alone for a while, and others go on.
 
-Closed: calls go through. After `FAILURES` passing faults in a row it opens: calls fail at once, so that no worker hangs
-in a store's time-outs. After a rest one call goes through (half-open): if it succeeds the circuit closes, else the rest
-doubles, up to `LONGEST_REST`. What the store answers, refusals too, is a success here: it is there.
+Closed: calls go through. After `FAILURES` passing faults in a row, or one `Overloaded`, it opens: calls fail at once, so that
+no worker hangs in a store's time-outs. After a rest one call goes through (half-open): if it succeeds the circuit closes,
+else the rest doubles, up to `LONGEST_REST`. What the store answers, refusals too, is a success here: it is there.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from expunge import metrics
-from expunge.domain.errors import Retryable
+from expunge.domain.errors import Overloaded, Retryable
 
 if TYPE_CHECKING:
     from expunge.chunks.units import UnitWork
@@ -50,8 +50,8 @@ class Circuits:
             self._enter(work.store)
             try:
                 call(work)
-            except Retryable:
-                self._failed(work.store)
+            except Retryable as error:
+                self._failed(work.store, FAILURES if isinstance(error, Overloaded) else 1)
                 raise
             except BaseException:
                 self._answered(work.store)
@@ -77,10 +77,10 @@ class Circuits:
             if circuit.until:
                 circuit.until = self.now() + circuit.rest  # half-open: this call tries, others wait for it
 
-    def _failed(self, store: str) -> None:
+    def _failed(self, store: str, faults: int) -> None:
         with self._lock:
             circuit = self._stores[store]
-            circuit.failures += 1
+            circuit.failures += faults
             if circuit.failures < FAILURES:
                 return
             if circuit.failures > FAILURES:

@@ -21,6 +21,10 @@ class Unpublished(Retryable):
     """It is done, and no published checkpoint covers the statement of it yet: in a moment one will."""
 
 
+class Overloaded(Retryable):
+    """A store took nothing, though asked over and over and ever more slowly: leave it alone for a while."""
+
+
 class Rejected(ExpungeError):  # noqa: N818 - see Retryable
     """The input can never succeed as it is; `code` is a stable reason code (lower-case words joined by `-`)."""
 

@@ -100,7 +100,7 @@ class Embedded:
         with ThreadPoolExecutor(2) as pool:
             kafka = pool.submit(self.start_kafka, self.directory / "kafka")
             try:
-                self.postgres = EmbeddedPostgres.start(self.directory / "postgres", durable=self._durable)
+                self.postgres = self.start_postgres(self.directory / "postgres")
                 progress("PostgreSQL is up")
             finally:
                 self.kafka = kafka.result()
@@ -117,6 +117,10 @@ class Embedded:
             stores=self._stores,
             **self._overrides,
         )
+
+    def start_postgres(self, directory: Path) -> EmbeddedPostgres:
+        """One server. Tests put others here."""
+        return EmbeddedPostgres.start(directory, durable=self._durable)
 
     def start_kafka(self, directory: Path) -> EmbeddedKafka:
         """One broker of the default version. Tests put other brokers here."""

@@ -17,6 +17,7 @@ import numpy as np
 import psycopg
 from psycopg import sql
 from psycopg.adapt import Buffer, Dumper
+from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import Format
 from psycopg.types.json import set_json_dumps
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
@@ -32,6 +33,16 @@ MIGRATION_LOCK: Final = 0x45585000
 """Advisory lock that keeps two workers from migrating at once."""
 LOCK_WAIT: Final = "2s"
 MIGRATION_SECONDS: Final = 300
+IDLE_LIMIT: Final = "300s"
+"""A worker that stands still in a transaction (paused, cut off) holds rows that others need: the server ends it after this.
+Longer than sealing the largest order works between two of its statements. `options` in the DSN may say otherwise."""
+_KEEPALIVES: Final = {
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 60_000,
+}
+"""A server that vanished without a word (its machine lost, its address another's) is missed after a minute."""
 
 _PASSING: Final = (
     psycopg.errors.SerializationFailure,
@@ -43,6 +54,7 @@ _PASSING: Final = (
     psycopg.errors.CannotConnectNow,
     psycopg.errors.TooManyConnections,
     psycopg.errors.DiskFull,
+    psycopg.errors.IdleInTransactionSessionTimeout,
     psycopg.OperationalError,
     PoolTimeout,
 )
@@ -115,7 +127,12 @@ class PostgresLedger:
         self, dsn: str, *, connections: int = 4, application: str = "expunge", read_only: bool = False,
         wait_seconds: float = 30, statement_seconds: float = 0,
     ) -> None:  # fmt: skip
-        options = ["-c default_transaction_read_only=on"] if read_only else []
+        try:
+            given = conninfo_to_dict(dsn)
+        except psycopg.ProgrammingError as error:  # its text quotes the DSN, password and all
+            raise Misconfigured("expected a PostgreSQL URI or conninfo as the database, got something else") from error
+        options = [f"-c idle_in_transaction_session_timeout={IDLE_LIMIT}", str(given.get("options") or "")]
+        options += ["-c default_transaction_read_only=on"] if read_only else []
         options += [f"-c statement_timeout={statement_seconds * 1000:.0f}"] if statement_seconds else []
         self._pool = AsyncConnectionPool(
             dsn,
@@ -123,8 +140,8 @@ class PostgresLedger:
             max_size=connections,
             open=False,
             timeout=wait_seconds,
-            kwargs={"application_name": application, "prepare_threshold": 2}
-            | ({"options": " ".join(options)} if options else {}),
+            kwargs={name: value for name, value in _KEEPALIVES.items() if name not in given}
+            | {"application_name": application, "prepare_threshold": 2, "options": " ".join(filter(None, options))},
             configure=_configure,
         )
 

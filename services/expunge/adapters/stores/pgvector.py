@@ -43,6 +43,9 @@ _VECTOR_HEADER: Final = 4
 _POLL_SECONDS: Final = 0.05
 _LOCK_TIMEOUT = "10s"
 """A rewrite that waits for its lock blocks everyone behind it, so it does not wait long."""
+_IDLE_LIMIT = "30s"
+"""A worker that was paused in a transaction holds the unit's row, whatever became of its lease: the server ends it. Nothing
+is done between two statements of a transaction here."""
 _SCHEMA_LOCK: Final = 0x65787075_6E676501
 
 _SCHEMA: Final = """
@@ -139,7 +142,13 @@ class PgVectorReader:
         with self._connected() as db:
             _table(unit)
             db.execute("CHECKPOINT")
-            files = [os.path.join(self._data_directory, row[0]) for row in db.execute(_FILES, (unit,)) if row[0]]
+            # Asked anew: after a failover another server answers, and the files of the first say nothing of its own.
+            directory = _data_directory(db)
+            if directory is None:
+                raise Rejected(
+                    "files-not-readable", "the server's data directory was readable, and that of today's is not"
+                )
+            files = [os.path.join(directory, row[0]) for row in db.execute(_FILES, (unit,)) if row[0]]
         try:
             return count_needles((s for f in files for s in _segments(f)), needles)
         except OSError as e:
@@ -259,7 +268,8 @@ def _open(url: str) -> tuple[ConnectionPool[Db], str | None]:
         psycopg.conninfo.conninfo_to_dict(dsn)
     except psycopg.ProgrammingError as e:
         raise Misconfigured("expected pgvector+postgresql://user@host:port/database, got something else") from e
-    settings = {"autocommit": True, "options": f"-c lock_timeout={_LOCK_TIMEOUT}"}
+    limits = f"-c lock_timeout={_LOCK_TIMEOUT} -c idle_in_transaction_session_timeout={_IDLE_LIMIT}"
+    settings = {"autocommit": True, "options": limits}
     pool: ConnectionPool[Db] = ConnectionPool(dsn, kwargs=settings, min_size=1, max_size=2, open=True, name="pgvector")
     try:
         with _faults(), pool.connection() as db:

@@ -10,9 +10,11 @@ from expunge.adapters.stores import CrashPoint
 from expunge.adapters.stores.s3.client import MISSING, PASSING, SLOW, Place, S3Trouble, translated
 from expunge.adapters.stores.s3.listing import Upload, Version
 from expunge.adapters.stores.s3.pace import Pace
+from expunge.domain.errors import Overloaded
 
-_TRIES: Final = 100
-"""Requests in a row, of all threads together, that settle nothing, before the rest is left for another attempt."""
+_TRIES: Final = 40
+"""Requests in a row, of all threads together, that settle nothing, before the rest is left for another attempt. About 20 s:
+what is in the same batch for other stores waits for it."""
 _FIRST_PRINTABLE: Final = " "
 _WHAT: Final = "delete versions (s3:DeleteObject, s3:DeleteObjectVersion)"
 
@@ -30,7 +32,7 @@ class Deleter:
     def delete(
         self, doomed: Sequence[Version], guard: Callable[[], None], crash_point: CrashPoint
     ) -> dict[Version, str]:
-        """What became of each. `guard` is called before each request, and may raise. Raises `Retryable` when the store
+        """What became of each. `guard` is called before each request, and may raise. Raises `Overloaded` when the store
         carried nothing out."""
         page = self._pace.page
         pages = [doomed[at : at + page] for at in range(0, len(doomed), page)]
@@ -49,7 +51,7 @@ class Deleter:
         elif pages:
             settled = work(pages[0])
         if settled and set(settled.values()) == {LATER}:
-            raise S3Trouble("SlowDown", "the store took no deletion, though asked again and again")
+            raise Overloaded("the store took no deletion, though asked again and again")
         return settled
 
     def abort(self, uploads: Sequence[Upload]) -> set[Upload]:

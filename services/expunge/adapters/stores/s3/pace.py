@@ -26,7 +26,7 @@ _WINDOW_SECONDS: Final = 0.5
 _PAGES_PER_SECOND: Final = 4
 _MEASURE_SECONDS: Final = 1.0
 _BACKOFF_SECONDS: Final = 0.05
-_MAX_BACKOFF_SECONDS: Final = 2.0
+_MAX_BACKOFF_SECONDS: Final = 1.0
 
 
 @dataclass(slots=True)
