@@ -155,6 +155,11 @@ class TestLocalStore(StoreConformance):
         assert self.open_reader().probe(".", ["a.jpg"]).tolist() == [True]
         assert self.open_store().erase(".", ["a.jpg"], 1).outcomes.tolist() == [Outcome.GONE]
 
+    def test_a_crash_between_two_batches_is_made_good_too(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(local, "_BATCH", 1)
+        assert "batch" in self._steps()
+        self.test_a_crash_after_any_inner_step_is_made_good_by_a_repeat()
+
     def test_hide_is_no_step_of_this_store(self) -> None:
         with pytest.raises(NotImplementedError):
             self.open_store().hide("a", ["b"])

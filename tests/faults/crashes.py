@@ -22,12 +22,10 @@ from tests.faults.small import LIMIT, PHOTOS, Resumed, Small, eventually, name, 
 KEYS: Final = frozenset({"keys.marked", "keys.overwritten", "keys.unlinked", "certify.key-destroyed"})
 """Passed when a bucket's key is destroyed, a day later at the earliest: `test_crash_points` has them in a process of
 their own."""
-ONLY_IN_TROUBLE: Final = frozenset({"delivery.parked-acted", "delivery.parked-recorded", "store.batch"})
-"""Passed only when a store or the database is away, or by erasures of thousands of files: the scenarios of these faults
-have them."""
+LARGE: Final = frozenset({"store.batch"})
+"""Passed only by erasures of thousands of files: the contract suite of that store stops there."""
 S3: Final = frozenset({"store.listed", "store.aborted", "store.page", "store.purged"})
 """Passed only where a store is in S3: its contract suite stops at each of them."""
-PARKED: Final = ("delivery.parked-acted", "delivery.parked-recorded")
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,8 +185,24 @@ def _reconciled(lab: Lab) -> int:
     return int(lab.small.one("select count(*) from log_entry where predicate = 'urn:expunge:reconciliation:v1'"))
 
 
+def parked(lab: Lab) -> Asked:
+    """An order whose model cannot be destroyed at first, because the store's disk is away."""
+    person, model = lab.person(), lab.model()
+    eventually_trained(lab, model, person)
+    folder, away = lab.small.product / "models", lab.small.product / "models-away"
+    folder.rename(away)
+    request = lab.small.ordered(_about(person))
+    lab.small.approve(request, beat=lab.beat)
+    query = "select count(*) from retry where worker = 'retrain'"
+    eventually(lambda: lab.small.one(query) or None, "a parked event", LIMIT, lab.beat)
+    away.rename(folder)
+    lab.small.sql("update retry set not_before = clock_timestamp()")
+    return Asked(request, [person], (Provision.DATA, Provision.MODELS))
+
+
 INLINE: Final[dict[str, Scenario]] = {
     "deletion": deletion, "order": order, "registration": registration, "reconciliation": reconciliation,
+    "parked": parked,
 }  # fmt: skip
 AS_TASKS: Final[dict[str, Scenario]] = {"deletion-as-tasks": deletion}
 """With executors and rescan that leave every order to task rows."""
@@ -293,4 +307,4 @@ def log_holds(lab: Lab) -> list[str]:
 
 def unreached(points: Sequence[Point]) -> list[str]:
     """Points of the list that no scenario passed, beside those that have a test of their own."""
-    return sorted(set(crashing.POINTS) - {one.name for one in points} - KEYS - ONLY_IN_TROUBLE - S3)
+    return sorted(set(crashing.POINTS) - {one.name for one in points} - KEYS - LARGE - S3)

@@ -1,4 +1,6 @@
-"""A seeded sample of the crash points, for as long as CI has: drawn from the list that the last whole enumeration wrote."""
+"""A seeded sample of the crash points, for as long as CI has: drawn from the list that the last whole enumeration wrote. What
+publisher, stores, topics, ledger and log saw of it is a history, which the checker judges that knows none of the product.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,7 @@ from typing import Final
 
 from tests.faults import crashes
 from tests.faults.crashes import Lab, Point, Tally
+from tests.faults.small import Small
 
 RECORDED: Final = Path(__file__).with_name("points.json")
 """[scenario, worker, point], each once. Written by `python -m tests.faults --only 1 --record`."""
@@ -28,10 +31,25 @@ def recorded() -> list[Point]:
     return [Point(scenario, worker, name, 1) for scenario, worker, name in rows]
 
 
-def sampled(lab: Lab, seconds: float, seed: int) -> Tally:
-    """Single points until then, at least one; what a run without a crash comes to is looked at before each scenario's
-    first."""
-    until, tally = time.monotonic() + seconds, Tally()
+def sampled(folder: Path, seconds: float, seed: int) -> tuple[Tally, int]:
+    """Single points until then, at least one; and how many records the history has."""
+    tally, history = Tally(), folder / "history.jsonl"
+    with Small(folder / "run", history=history) as small:
+        assert small.told is not None
+        recorder = small.told.recorder
+        lab = Lab(small, reserve=12, first="keys.drawn")
+        recorder.phase("faults")
+        _draw(lab, tally, time.monotonic() + seconds, seed)
+        recorder.phase("calm")
+        lab.run(crashes.deletion)
+        tally.violations += crashes.log_holds(lab)
+        tally.violations += [f"the history: {one}" for one in small.told.finish(small)]
+    tally.violations += [f"no scenario reaches {one}" for one in crashes.unreached(recorded())]
+    return tally, len(history.read_bytes().splitlines())
+
+
+def _draw(lab: Lab, tally: Tally, until: float, seed: int) -> None:
+    """What a run without a crash comes to is looked at before each scenario's first."""
     points = [one for one in recorded() if one.scenario in crashes.INLINE]
     random.Random(seed).shuffle(points)
     clean: dict[str, Counter[str]] = {}
@@ -43,6 +61,3 @@ def sampled(lab: Lab, seconds: float, seed: int) -> Tally:
         crashes.crash(lab, [point], scenario, clean[point.scenario], tally)
         if time.monotonic() > until:
             break
-    tally.violations += crashes.log_holds(lab)
-    tally.violations += [f"no scenario reaches {one}" for one in crashes.unreached(recorded())]
-    return tally

@@ -13,10 +13,11 @@ from tests.faults.small import eventually
 
 
 def one_crash(ground: Ground) -> Report:
-    """1: kill -9 at each numbered point, by each worker that passes it; or at a sample of them."""
+    """1: kill -9 at each numbered point, by each worker that passes it; or at a sample of them, whose history is judged."""
     if ground.sample:
-        tally = sampled(ground.lab, ground.sample, ground.seed)
-        return Report(tally.figures() | {"seed": ground.seed, "missed": tally.missed}, tally.runs, tally.violations)
+        tally, records = sampled(ground.folder(), ground.sample, ground.seed)
+        figure = {"seed": ground.seed, "missed": tally.missed, "history_records": records}
+        return Report(tally.figures() | figure, tally.runs, tally.violations)
     tally = Tally()
     points = crashes.whole(ground.folder(), tally)
     if ground.record:

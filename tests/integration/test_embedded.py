@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -16,7 +17,8 @@ from expunge.domain.errors import Misconfigured, Tampered
 from expunge.embedded import kafka
 from expunge.embedded.kafka import EmbeddedKafka
 from expunge.embedded.postgres import EmbeddedPostgres
-from expunge.embedded.process import ServerCommand, ServerFailed, ServerProcess
+from expunge.embedded.process import EmbeddedServer, ServerCommand, ServerFailed, ServerProcess
+from expunge.wiring import up
 from tests.conftest import KafkaServer
 
 
@@ -224,3 +226,36 @@ def test_a_jar_that_is_not_as_pinned_is_refused(harm: str, tmp_path: Path, monke
 def test_a_version_that_is_not_pinned_is_refused() -> None:
     with pytest.raises(Misconfigured, match=r"Kafka 0\.8\.0 is not pinned"):
         kafka.ensure_jars("0.8.0")
+
+
+class Full(EmbeddedServer):
+    """A server whose disk is full for the first few starts."""
+
+    def __init__(self, failures: list[Exception]) -> None:
+        self.failures = failures
+        self.up = False
+
+    @property
+    def running(self) -> bool:
+        return self.up
+
+    def _run(self) -> None:
+        if self.failures:
+            raise self.failures.pop()
+        self.up = True
+
+
+def test_a_server_that_does_not_start_is_tried_again_until_it_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(up, "SERVER_WAIT_SECONDS", 0.0)
+    embedded = up.Embedded(tmp_path, audience="test:full", workers=())
+    first, second = Full([ServerFailed("no"), OSError(errno.ENOSPC, "No space left on device")]), Full([])
+    embedded.__dict__ |= {"postgres": first, "kafka": second}
+    said: list[str] = []
+    for _ in range(3):
+        embedded.revive(said.append)
+    assert first.up
+    assert second.up
+    assert sum("did not start" in one for one in said) == 2
+    assert "No space left on device" in said[1]

@@ -27,7 +27,7 @@ from expunge.adapters.ledger.postgres import migrate
 from expunge.domain.errors import ExpungeError
 from expunge.embedded.kafka import EmbeddedKafka
 from expunge.embedded.postgres import EmbeddedPostgres
-from expunge.embedded.process import ServerCommand, ServerProcess
+from expunge.embedded.process import EmbeddedServer, ServerCommand, ServerFailed, ServerProcess
 from expunge.pipeline import WORKERS
 from expunge.settings import Settings
 from expunge.wiring import Deployment
@@ -40,6 +40,8 @@ SHORT_LIVES = 10
 """A worker that ended this often in a row, each time within `SHORT_LIFE_SECONDS`, is not started again."""
 LONGEST_WAIT_SECONDS = 30.0
 STOP_SECONDS = 10.0
+SERVER_WAIT_SECONDS = 5.0
+"""How long after a server did not start it is tried again."""
 
 
 class WorkerFailed(ExpungeError):  # noqa: N818 - as ServerFailed
@@ -79,6 +81,8 @@ class Embedded:
         self._variables = variables
         self._lives: dict[str, _Lives] = {}
         self._processes: dict[str, ServerProcess] = {}
+        self._servers: dict[str, float] = {}
+        """When a server that did not start is tried again, by its title."""
         self.postgres: EmbeddedPostgres
         self.kafka: EmbeddedKafka
         self.settings: Settings
@@ -220,12 +224,12 @@ class Embedded:
         return [name for name, process in self._processes.items() if not process.running]
 
     def revive(self, tell: Callable[[str], None] = lambda _: None) -> None:
-        """Start again what has ended by itself, as a service manager would: servers at once, workers after a wait that
-        doubles with each end. Call it often. Raises `WorkerFailed` for one that ends over and over."""
+        """Start again what has ended by itself, as a service manager would: servers at once, and until they start, workers
+        after a wait that doubles with each end. Call it often. Raises `WorkerFailed` for one that ends over and over."""
         for title, server in (("PostgreSQL", self.postgres), ("Kafka", self.kafka)):
-            if not server.running:
+            if not server.running and time.monotonic() >= self._servers.get(title, 0.0):
                 tell(f"{title} ended; it is started again")
-                server.restart()
+                self._restart(title, server, tell)
         for key in self.ended():
             lives, at = self._lives[key], time.monotonic()
             if lives.next is None:
@@ -239,6 +243,13 @@ class Embedded:
             elif at >= lives.next:
                 lives.next = None
                 self.start_worker(lives.name, lives.instance)
+
+    def _restart(self, title: str, server: EmbeddedServer, tell: Callable[[str], None]) -> None:
+        try:
+            server.restart()
+        except (ServerFailed, OSError) as error:  # its disk is full, say: it starts once that is over
+            self._servers[title] = time.monotonic() + SERVER_WAIT_SECONDS
+            tell(f"{title} did not start, and is tried again in {SERVER_WAIT_SECONDS:.0f} s: {str(error)[-200:]}")
 
     def kill_worker(self, name: str) -> None:
         """SIGKILL, for tests of crashes."""
