@@ -23,6 +23,10 @@ EXTERNAL_KAFKA = os.environ.get("EXPUNGE_TEST_KAFKA")
 """`host:port` of a broker. Tests give their topics names of their own."""
 
 
+KAFKA_VERSION = os.environ.get("EXPUNGE_TEST_KAFKA_VERSION", kafka.DEFAULT_VERSION)
+"""Of the embedded broker: one of those that are pinned."""
+
+
 @dataclass(frozen=True, slots=True)
 class PostgresServer:
     """`dsn`: a maintenance database, whose role may create others."""
@@ -45,7 +49,7 @@ def pytest_report_header() -> list[str]:
     return [
         f"python: {platform.python_version()}",
         f"postgresql: {'external' if EXTERNAL_POSTGRES else f'{postgres.version()} (embedded)'}",
-        f"kafka: {'external' if EXTERNAL_KAFKA else f'{kafka.DEFAULT_VERSION} (embedded)'}",
+        f"kafka: {'external' if EXTERNAL_KAFKA else f'{KAFKA_VERSION} (embedded)'}",
     ]
 
 
@@ -92,5 +96,5 @@ def kafka_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServ
     if EXTERNAL_KAFKA:
         yield KafkaServer(EXTERNAL_KAFKA)
         return
-    with kafka.EmbeddedKafka.start(tmp_path_factory.mktemp("kafka")) as server:
+    with kafka.EmbeddedKafka.start(tmp_path_factory.mktemp("kafka"), version=KAFKA_VERSION) as server:
         yield KafkaServer(server.bootstrap)

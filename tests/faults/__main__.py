@@ -6,14 +6,18 @@
 from __future__ import annotations
 
 import argparse
+import os
+import platform
 import sys
 import time
 import traceback
 from pathlib import Path
 from typing import Any
 
+from expunge.embedded import kafka, postgres
 from tests.faults.ground import Fault, Ground, NotHere, Report, to_json
 from tests.faults.matrix import FAULTS
+from tests.versitygw import MODULE
 
 
 def carried_out(fault: Fault, ground: Ground) -> dict[str, Any]:
@@ -42,6 +46,14 @@ def line(row: dict[str, Any]) -> str:
     return f"{head}  runs {row['runs']:>4}  violations {len(row['violations'])}  {row['seconds']:>6} s  {row['figure']}"
 
 
+def versions() -> str:
+    """What it all runs on."""
+    return (
+        f"PostgreSQL {postgres.version()}, Kafka {kafka.DEFAULT_VERSION}, {MODULE.rpartition('/')[2]}, Python"
+        f" {platform.python_version()}, Linux {platform.release()}, {os.cpu_count()} cores"
+    )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="numbers, such as 1,4,7")
@@ -60,6 +72,7 @@ def main() -> int:
             print(f"{one.number:>2}  {one.title}{'  (minutes)' if one.long else ''}")
         return 0
     rows = []
+    print(versions(), flush=True)
     with Ground(wanted.scale, sample=wanted.sample, seed=wanted.seed, record=wanted.record) as ground:
         for one in chosen:
             rows.append(carried_out(one, ground))

@@ -26,13 +26,14 @@ def broker_down(ground: Ground) -> Report:
     people = small.register(24)
     before = small.delete_all(people[:12])
     small.embedded.kafka.kill()
-    refused = 0
+    refused, settings = 0, small.publisher._producer.config
+    patience, settings["delivery_timeout_ms"] = settings["delivery_timeout_ms"], 5_000
     for person in people[12:15]:
         try:
-            small.publisher._producer.config["delivery_timeout_ms"] = 5_000
             small.delete(person)
         except Retryable:
             refused += 1
+    settings["delivery_timeout_ms"] = patience
     time.sleep(seconds)  # how long it is away is the fault itself
     began = time.monotonic()
     with Beating(small):  # brings the broker back, and workers that gave up meanwhile
@@ -118,7 +119,7 @@ def _failed_over(ground: Ground, report: Report) -> dict[str, float]:
         assert isinstance(pair, Pair)
         people = small.register(20)
         requests = small.delete_all(people[:10])
-        eventually(lambda: small.one("select count(*) from request") or None, "requests to be under way")
+        eventually(lambda: small.one("select count(*) from sweep") or None, "requests to be under way")
         held = {row[0] for row in small.sql("select leaf_hash from log_entry")}
         pair.fail_over()
         began = time.monotonic()
@@ -209,33 +210,44 @@ def _deadlock(small: Small) -> int:
 
 
 def disk_full(ground: Ground) -> Report:
-    """19: no space left for PostgreSQL, then Kafka, then workers; freed, all go on by themselves."""
+    """19: no space left for PostgreSQL, then Kafka, then workers (evidence log, scope files, journal, keys), then the stores;
+    freed, all go on by themselves."""
     report = Report()
     if os.geteuid() != 0:
         raise NotHere("mounting a tmpfs of limited size needs root")
     folder = ground.folder()
     with ExitStack() as mounts:
-        for name, size in (("postgres", "220m"), ("kafka", "120m"), ("data", "40m")):
-            mounts.enter_context(_limited(folder / "deployment" / name, size))
+        places = {name: folder / "deployment" / name for name in ("postgres", "kafka", "data")}
+        places |= {"stores": folder / "product"}
+        for name, size in (("postgres", "220m"), ("kafka", "120m"), ("data", "40m"), ("stores", "40m")):
+            mounts.enter_context(_limited(places[name], size))
         small = mounts.enter_context(Small(folder))
-        people = iter(small.register(12))
+        people = iter(small.register(16))
         stalled: dict[str, float] = {}
-        for name in ("postgres", "kafka", "data"):
+        done_while_full: dict[str, int] = {}
+        restarts: dict[str, int] = {}
+        for name, place in places.items():
             certified(small, [small.delete(next(people))], report)
-            filler = small.embedded.directory / name / "filler"
-            with Beating(small):
+            filler = place / "filler"
+            with Beating(small) as beating:
                 _fill(filler)
-                requests = []
+                requests: list[str] = []
                 for _ in range(2):
                     with suppress(Retryable):
                         requests.append(small.delete(next(people)))
-                time.sleep(8)
+                time.sleep(8)  # how long it is full is the fault itself
+                if name != "postgres":  # which does not answer now
+                    done_while_full[name] = sum(map(small.done, requests))
                 filler.unlink()
                 began = time.monotonic()
                 certified(small, requests, report)
                 certified(small, [small.delete(next(people))], report)
                 stalled[name] = round(time.monotonic() - began, 1)
-        report.figure = {"manual_steps": 0 if not report.violations else "see violations", "recovered_s": stalled}
+            restarts[name] = len(beating.said)
+        report.figure = {
+            "manual_steps": 0 if not report.violations else "see violations", "recovered_s": stalled,
+            "certified_while_full": done_while_full, "restarts": restarts,
+        }  # fmt: skip
         report.runs = len(stalled)
     return report
 

@@ -27,6 +27,7 @@ from uuid import UUID
 
 import numpy as np
 import psycopg
+from kafka.errors import KafkaTimeoutError
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
@@ -465,8 +466,10 @@ class Small:
 
     def _caught_up(self) -> bool:
         consumer = self.proofs._consumer
-        ends = consumer.end_offsets(list(consumer.assignment()))
-        return all(consumer.position(part) >= end for part, end in ends.items())
+        with suppress(KafkaTimeoutError):  # a broker that has just come back: asked again
+            ends = consumer.end_offsets(list(consumer.assignment()))
+            return all(consumer.position(part) >= end for part, end in ends.items())
+        return False
 
     def letters(self) -> list[str]:
         return [row[0] for row in self.sql("select reason from dead_letter order by id")]
