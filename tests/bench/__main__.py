@@ -32,6 +32,8 @@ PEOPLE_VECTORS: Final = 50_000
 """Least vectors in the index that people's vectors are removed from."""
 QUICK_VECTORS: Final = 5_000
 PACED_SECONDS: Final = 10.0
+UNCAPPED: Final = {"breaker_artifacts": 10**9, "breaker_share": 1.0, "breaker_floor": 10**9}
+"""All is erased within the hour, which the blast-radius breaker is there to stop."""
 
 
 def arguments(given: list[str]) -> argparse.Namespace:
@@ -103,7 +105,9 @@ def _deployment(options: argparse.Namespace, files: Path, servers: Path, console
         corpus.write(live)
     tell("files and indexes are written")
     profiles = options.output / "profiles" if options.profile else None
-    with Embedded(servers / "up", audience=AUDIENCE, workers=WORKERS, stores=store_urls(live)) as embedded:
+    with Embedded(
+        servers / "up", audience=AUDIENCE, workers=WORKERS, stores=store_urls(live), overrides=UNCAPPED
+    ) as embedded:
         rig = Rig(embedded, profiles, options.processes)
         stores = store_urls(live)
         if corpora.rows.images:

@@ -132,6 +132,11 @@ WRONG: dict[str, Any] = {
     "no subject": {**GOOD, "subject": []},
     "one subject twice": {**GOOD, "subject": GOOD["subject"] * 2},
     "a digest of another kind": {**GOOD, "subject": [{"name": "scope", "digest": {"sha512": ONE}}]},
+    "a subject that has a number for a name": {**GOOD, "subject": [{"name": 5, "digest": {"sha256": ONE}}]},
+    "a subject with a field too many": {**GOOD, "subject": [{"name": "scope", "digest": {"sha256": ONE}, "uri": "a"}]},
+    "a subject with a digest too many": {**GOOD, "subject": [{"name": "a", "digest": {"sha256": ONE, "sha512": "b"}}]},
+    "a type inside": {**GOOD, "predicate": {**GOOD["predicate"], "type": GOOD["predicateType"]}},
+    "a predicate type that is a list": {**GOOD, "predicateType": [GOOD["predicateType"]]},
     "a digest in capitals": {**GOOD, "subject": [{"name": "scope", "digest": {"sha256": "A" * 64}}]},
     "a time without a zone": {**GOOD, "predicate": {**GOOD["predicate"], "at": "2026-03-01T12:00:00"}},
     "an unknown reason": {**GOOD, "predicate": {**GOOD["predicate"], "reason": "tired"}},
@@ -143,6 +148,56 @@ def test_what_is_not_exactly_a_statement_is_refused(case: str) -> None:
     with pytest.raises(Rejected) as refused:
         statement.parse(canonical.dumps(WRONG[case]))
     assert refused.value.code == "malformed"
+
+
+def test_the_same_values_spelled_otherwise_are_refused() -> None:
+    data = statement.payload(PREDICATES[1], {"scope": ONE})
+    for old, new in (
+        (b'"attempt":0', b'"attempt":0.0'),
+        (b'"attempt":0', b'"attempt":"0"'),
+        (b'"attempt":0', b'"attempt":false'),
+        (b'"attempt":0', b'"attempt":0,"attempt":0'),
+        (b'"method":"unlink"', b'"method":"\\u0075nlink"'),
+        (b'{"_type"', b'{ "_type"'),
+        (b"12:00:00Z", b"12:00:00+00:00"),
+    ):
+        assert old in data
+        with pytest.raises(Rejected):
+            statement.parse(data.replace(old, new, 1))
+    with pytest.raises(Rejected):
+        statement.parse(data + b" ")
+
+
+@given(
+    chunk=st.builds(
+        Chunk.model_copy,
+        st.just(PREDICATES[1]),
+        update=st.fixed_dictionaries(
+            {
+                "attempt": st.integers(0, 2**53 - 1),
+                "at": st.datetimes(datetime(1000, 1, 1), timezones=st.just(UTC)),  # noqa: DTZ001 - `timezones` gives it
+                "kind": st.sampled_from(Kind),
+                "step": st.sampled_from(Step),
+                "level": st.sampled_from(Level),
+                "outcomes": st.lists(st.tuples(st.sampled_from(Outcome), st.integers(0, 2**53 - 1))).map(tuple),
+                "previous": st.none() | st.just(TWO),
+                "store": st.text(),
+                "method": st.text(),
+                "residue": st.lists(st.text()).map(tuple),
+            }
+        ),
+    ),
+    name=st.text(),
+)
+def test_a_chunk_statement_written_out_is_what_the_encoder_gives(chunk: Chunk, name: str) -> None:
+    body = chunk.model_dump(mode="json", exclude={"type"})
+    whole = {
+        "_type": statement.STATEMENT_TYPE, "predicate": body, "predicateType": chunk.type,
+        "subject": [{"name": name, "digest": {"sha256": ONE}}],
+    }  # fmt: skip
+    data = statement.payload(chunk, {name: ONE})
+    assert data == canonical.dumps(whole)
+    assert statement.parse(data) == statement.Statement({name: ONE}, chunk)
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"\xff", b'{"a":1,"a":2}'])

@@ -5,7 +5,6 @@ Bytes that were signed are never re-encoded to check them; canonical output only
 
 from __future__ import annotations
 
-import base64
 import binascii
 import json
 import math
@@ -63,7 +62,7 @@ def base64_encode(data: bytes) -> str:
 def base64_decode(text: str) -> bytes:
     """The inverse of `base64_encode`. Raises `Rejected("malformed")` on any other spelling of the same bytes."""
     try:
-        data = base64.b64decode(text, validate=True)
+        data = binascii.a2b_base64(text, strict_mode=True)
     except ValueError as error:
         raise Rejected("malformed", "expected standard base64") from error
     if base64_encode(data) != text:

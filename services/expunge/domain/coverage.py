@@ -43,22 +43,21 @@ class ChunkState:
     def add(self, chunk: Chunk, digest: str, index: int) -> None:
         """Fold the next statement, at log `index`, `digest` of its payload. Raises `Tampered` saying which rule it
         breaks."""
-        where = place(chunk)
-        told = _told(chunk, self.leaves, where)
+        told = _told(chunk, self.leaves)
         if chunk.chunk_root != self.root:
-            raise Tampered(where, "expected one chunk root in all statements, got two")
+            raise Tampered(place(chunk), "expected one chunk root in all statements, got two")
         before = self.steps.get(chunk.step)
         if before is None:
             if chunk.previous is not None:
                 raise Tampered(
-                    where, f"expected attempt {chunk.attempt} to follow the statement it names, which is missing"
+                    place(chunk), f"expected attempt {chunk.attempt} to follow the statement it names, which is missing"
                 )
             if chunk.step in DEEDS and Step.PRESENCE not in self.steps:
-                raise Tampered(where, "expected presence to be recorded before, got none")
+                raise Tampered(place(chunk), "expected presence to be recorded before, got none")
             outcomes = told
         else:
-            _check_follows(chunk, before, where)
-            outcomes = _merged(before.outcomes, chunk, where)
+            _check_follows(chunk, before)
+            outcomes = _merged(before.outcomes, chunk)
         self.steps[chunk.step] = StepState(chunk.attempt, digest, index, outcomes)
         self._open_again(chunk.step, told)
 
@@ -81,46 +80,48 @@ def place(chunk: Chunk) -> str:
 
 def check_place(chunk: Chunk, trees: tuple[TreeScope, ...]) -> None:
     """Check that the statement is about a whole chunk of the tree it names. Raises `Tampered`."""
-    where = place(chunk)
     if chunk.tree >= len(trees):
-        raise Tampered(where, f"expected a tree below {len(trees)}, got {chunk.tree}")
+        raise Tampered(place(chunk), f"expected a tree below {len(trees)}, got {chunk.tree}")
     tree = trees[chunk.tree]
     if (chunk.kind, chunk.store) != (tree.kind, tree.store):
-        raise Tampered(where, f"expected {tree.kind.value} in {tree.store}, got {chunk.kind.value} in {chunk.store}")
+        raise Tampered(
+            place(chunk), f"expected {tree.kind.value} in {tree.store}, got {chunk.kind.value} in {chunk.store}"
+        )
     whole = chunk.start % CHUNK_LEAVES == 0 and chunk.start < tree.leaves
     if not whole or chunk.end != min(chunk.start + CHUNK_LEAVES, tree.leaves):
-        raise Tampered(where, f"expected a whole chunk of {tree.leaves} leaves, got [{chunk.start}, {chunk.end})")
+        raise Tampered(
+            place(chunk), f"expected a whole chunk of {tree.leaves} leaves, got [{chunk.start}, {chunk.end})"
+        )
 
 
-def _told(chunk: Chunk, leaves: int, where: str) -> bytes:
-    runs = [(int(code), count) for code, count in chunk.outcomes]
-    total = sum(count for _, count in runs)
+def _told(chunk: Chunk, leaves: int) -> bytes:
+    total = sum([count for _, count in chunk.outcomes])
     if total != leaves:
-        raise Tampered(where, f"expected outcomes of {leaves} leaves, got {total}")
-    return _expanded(tuple(runs))
+        raise Tampered(place(chunk), f"expected outcomes of {leaves} leaves, got {total}")
+    return _expanded(chunk.outcomes)
 
 
 @lru_cache(maxsize=256)
-def _expanded(runs: tuple[tuple[int, int], ...]) -> bytes:
+def _expanded(runs: tuple[tuple[Outcome, int], ...]) -> bytes:
     """Most chunks end alike, so they share their bytes."""
     return b"".join(bytes([code]) * count for code, count in runs)
 
 
-def _check_follows(chunk: Chunk, before: StepState, where: str) -> None:
+def _check_follows(chunk: Chunk, before: StepState) -> None:
     if chunk.attempt <= before.attempt:
-        raise Tampered(where, f"expected an attempt after {before.attempt}, got {chunk.attempt}")
+        raise Tampered(place(chunk), f"expected an attempt after {before.attempt}, got {chunk.attempt}")
     if chunk.previous != before.digest:
-        raise Tampered(where, f"expected it to name attempt {before.attempt} as its predecessor, got another")
+        raise Tampered(place(chunk), f"expected it to name attempt {before.attempt} as its predecessor, got another")
 
 
-def _merged(before: bytes, chunk: Chunk, where: str) -> bytes:
+def _merged(before: bytes, chunk: Chunk) -> bytes:
     after = bytearray(before)
     at = 0
     for code, count in chunk.outcomes:
         if code != Outcome.OPEN:
             if before[at : at + count].translate(None, UNSETTLED):
                 raise Tampered(
-                    where, f"expected only leaves left open, got others within [{at}, {at + count}) of the chunk"
+                    place(chunk), f"expected only leaves left open, got others within [{at}, {at + count}) of the chunk"
                 )
             after[at : at + count] = bytes([code]) * count
         at += count

@@ -6,6 +6,7 @@ as `cryptography`, which is used only for PEM.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from hashlib import sha256
 from json.encoder import encode_basestring
@@ -26,6 +27,13 @@ PUBLIC_BYTES: Final = 32
 SIGNATURE_BYTES: Final = 64
 SIGNATURES: Final = 16
 """Most signatures in one envelope; a verifier may have to try each."""
+
+
+_OURS: Final = re.compile(
+    rb'\{"payload":"([A-Za-z0-9+/]*={0,2})","payloadType":"([!#-\[\]-~]+)",'
+    rb'"signatures":\[\{"keyid":"([0-9a-f]{64})","sig":"([A-Za-z0-9+/]+={0,2})"\}\]\}'
+)
+"""Envelopes as `sign` spells them, which nearly all are: nothing in them needs a JSON parser, at six times the cost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +156,11 @@ def parse(envelope: bytes, limit: int = MESSAGE_BYTES) -> Envelope:
     """
     if len(envelope) > limit:
         raise Rejected("too-large", f"expected at most {limit} bytes, got {len(envelope)}")
+    if found := _OURS.fullmatch(envelope):
+        payload, kind, key_id, signature = found.groups()
+        return Envelope(
+            _bytes(payload.decode()), kind.decode(), (Signature(key_id.decode(), _bytes(signature.decode())),)
+        )
     value = canonical.loads(envelope)
     if not isinstance(value, dict) or value.keys() != {"payload", "payloadType", "signatures"}:
         raise _malformed("exactly payload, payloadType and signatures")
