@@ -268,7 +268,7 @@ class Deployment:
     def coordinator(self) -> Coordinator:
         return Coordinator(
             ledger=self.ledger, plan=self.plan, prove=self.prove, dispatch=self.dispatch, certify=self.certify,
-            window_seconds=0, clock=self.clock, publish_outbox=self.hosts["coordinate"].publish_outbox,
+            window_seconds=0, clock=self.clock, publish_emitted=self.hosts["coordinate"].publish_emitted,
             publish=self.broker.publish,
         )  # fmt: skip
 

@@ -56,6 +56,7 @@ async def emit(
         return
     traces = await _traces(tx, emitted)
     made = [outgoing(event, at=at, topic=topic, traceparent=_trace(event, traces)) for event in emitted]
+    tx.outbox += made
     await tx.execute(
         "outbox_put", worker=worker, ids=[identity for identity, _ in made], topics=[one.topic for _, one in made],
         keys=[one.key for _, one in made], headers=[pack_headers(one.headers) for _, one in made],
@@ -130,16 +131,9 @@ async def log(tx: Tx, entries: Sequence[tuple[str, bytes]]) -> list[int]:
         hashes.append(digest)
         unique.setdefault(digest, (predicate, envelope))
     ((start,),) = await tx.fetch("log_lock")
-    known = {bytes(row[0]): row[1] for row in await tx.fetch("log_find", hashes=list(unique))}
-    fresh = [digest for digest in unique if digest not in known]
-    if fresh:
-        await tx.execute(
-            "log_put",
-            indices=list(range(start, start + len(fresh))),
-            hashes=fresh,
-            predicates=[unique[digest][0] for digest in fresh],
-            entries=[unique[digest][1] for digest in fresh],
-        )
-        await tx.execute("log_advance", next=start + len(fresh))
-        known.update(zip(fresh, range(start, start + len(fresh)), strict=True))
+    rows = await tx.fetch(
+        "log_append", start=start, hashes=list(unique), predicates=[predicate for predicate, _ in unique.values()],
+        entries=[envelope for _, envelope in unique.values()],
+    )  # fmt: skip
+    known = {bytes(digest): index for digest, index in rows}
     return [known[digest] for digest in hashes]

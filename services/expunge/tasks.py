@@ -124,8 +124,7 @@ async def run_one(
     *, ledger: Ledger, kinds: Mapping[str, Work], stop: asyncio.Event, lease_seconds: float = LEASE_SECONDS
 ) -> bool:
     """Lease and run one task that is due; whether there was one."""
-    async with ledger.transaction() as tx:
-        rows = await tx.fetch("task_lease", kinds=list(kinds), seconds=lease_seconds)
+    rows = await ledger.fetch("task_lease", kinds=list(kinds), seconds=lease_seconds)
     if not rows:
         return False
     crash_point("tasks.leased")

@@ -495,6 +495,45 @@ async def test_a_broker_that_refuses_keeps_the_rows_and_the_batch_stands(rig: Ri
     assert rig.published() == [a]
 
 
+async def test_what_was_not_published_goes_before_what_came_later(rig: Rig) -> None:
+    a, b, c, d = names(4)
+    await rig.host.process(TOPIC, [record(0, a)])
+    rig.broker.fail_next = 1
+    await rig.host.process(TOPIC, [record(1, b)])
+    await rig.host.process(TOPIC, [record(2, c)])
+    await rig.host.process(TOPIC, [record(3, d)])
+    assert rig.published() == [a, b, c, d]
+    assert rig.sql("select count(*) from outbox") == [(0,)]
+
+
+async def test_what_an_earlier_life_left_goes_first(rig: Rig) -> None:
+    a, b = names(2)
+    async with rig.ledger.transaction() as tx:
+        await emit(tx, "w", [TaintOrdered(sweep_id=SweepId(a))])
+    await rig.host.process(TOPIC, [record(0, b)])
+    assert rig.published() == [a, b]
+
+
+async def test_a_relay_leaves_what_is_new_to_whoever_publishes_it(rig: Rig) -> None:
+    a, b = names(2)
+    for one, age in ((a, 20), (b, 0)):
+        async with rig.ledger.transaction() as tx:
+            await emit(tx, "w", [TaintOrdered(sweep_id=SweepId(one))])
+        rig.sql("update outbox set at = at - make_interval(secs => %s) where event_id = %s", age, tx.outbox[0][0])
+    assert await rig.host.publish_outbox(age=1e9, own=10) == 1
+    assert rig.published() == [a]
+    assert await rig.host.publish_outbox() == 1
+
+
+async def test_a_list_in_flight_that_was_longer_leaves_nothing_behind(tmp_path: Path) -> None:
+    held = InFlight(tmp_path / "held")
+    held.hold([record(offset, "a") for offset in range(100)])
+    held.hold([record(7, "a")])
+    assert InFlight(tmp_path / "held").left() == [(TOPIC, 0, 7)]
+    held.release()
+    assert InFlight(tmp_path / "held").left() == []
+
+
 async def test_what_a_crash_left_in_the_outbox_is_published_by_any_relay_once_it_is_old(rig: Rig) -> None:
     a, b = names(2)
     for worker, one, age in (("dead", a, 20), ("busy", b, 0)):

@@ -1,4 +1,4 @@
-"""Arrays of ordinals go to PostgreSQL as they are in memory."""
+"""Arrays of ordinals go to PostgreSQL as they are in memory; statements on their own; what a transaction emits."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from psycopg.conninfo import make_conninfo
 
 from expunge.adapters.ledger.postgres import PostgresLedger, _configure, migrate
 from expunge.domain.errors import Misconfigured, Retryable
+from expunge.domain.events import SweepId, TaintOrdered, dump_event
+from expunge.record import emit
 
 
 @pytest.mark.parametrize("values", [[], [7], [0, -1, 2**63 - 1, -(2**63), 65_536]])
@@ -54,3 +56,24 @@ def test_a_database_that_is_no_conninfo_is_refused_without_a_word_of_it() -> Non
     with pytest.raises(Misconfigured, match="expected a PostgreSQL URI") as refused:
         PostgresLedger("postgresql://u:secret@h/x?nonsense=secret")
     assert "secret" not in str(refused.value)
+
+
+async def test_a_statement_on_its_own_is_a_transaction(database: str) -> None:
+    """Its effect is there for others at once, and it does not hold what it locked."""
+    migrate(database)
+    async with PostgresLedger(database).opened() as ledger:
+        assert await ledger.fetch("log_lock") == [(0,)]
+        assert await ledger.execute("recover_advance", next=3) == 1
+        async with PostgresLedger(database).opened() as other:
+            assert await other.fetch("log_lock") == [(3,)]
+
+
+async def test_what_a_transaction_emits_is_with_it(database: str) -> None:
+    migrate(database)
+    event = TaintOrdered(sweep_id=SweepId("5b1f6f9e-0000-4000-8000-000000000001"))
+    async with PostgresLedger(database).opened() as ledger:
+        async with ledger.transaction() as tx:
+            await emit(tx, "w", [event])
+        ((identity, message),) = tx.outbox
+        assert message.value == dump_event(event)
+        assert await ledger.execute("outbox_emitted", ids=[identity], topics=[message.topic]) == 1

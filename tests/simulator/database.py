@@ -26,6 +26,7 @@ from psycopg.types.json import set_json_dumps
 
 from expunge.adapters.ledger.postgres import migrations, queries
 from expunge.domain import canonical
+from expunge.ports import Outgoing
 
 _CLOCK: Final = """
 create schema if not exists sim;
@@ -162,6 +163,7 @@ class Tx:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self.outbox: list[tuple[str, Outgoing]] = []
 
     async def fetch(self, query: str, **parameters: object) -> list[tuple[Any, ...]]:
         return self._database.statement(query).rows(self._ran(query, parameters))

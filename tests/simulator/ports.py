@@ -18,7 +18,7 @@ from expunge.adapters.sealed.memory import MemorySealed
 from expunge.adapters.stores.memory import MemoryReader, MemoryStore, Space
 from expunge.domain.errors import Retryable
 from expunge.domain.words import Outcome
-from expunge.ports import Erasure, Outcomes, Outgoing
+from expunge.ports import Erasure, Outcomes, Outgoing, Row
 from expunge.workers.delivery import Record
 from tests.simulator.activity import Process, Scheduler, current
 from tests.simulator.database import Database, Tx
@@ -69,6 +69,14 @@ class SimLedger:
             if self._scheduler.chance.fault("commit-unanswered", self._process.name):
                 raise Retryable("the answer to the commit was lost")
             await self._scheduler.point("committed")
+
+    async def fetch(self, query: str, **parameters: object) -> list[Row]:
+        async with self.transaction() as tx:
+            return await tx.fetch(query, **parameters)
+
+    async def execute(self, query: str, **parameters: object) -> int:
+        async with self.transaction() as tx:
+            return await tx.execute(query, **parameters)
 
     def _before_commit(self) -> None:
         self._scheduler.die("commit")

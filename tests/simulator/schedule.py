@@ -183,7 +183,7 @@ class Schedule:
             self.rows[rows] += sum(changed[one] for one in more) - sum(changed[one] for one in fewer)
         if self.database.wrote("request"):
             self._ledger(complete=True)
-        if "log_put" in names:
+        if "log_append" in names:
             self._log()
 
     def _ledger(self, *, complete: bool) -> None:
@@ -316,7 +316,7 @@ class Schedule:
 
     async def _relay(self, worker: Worker) -> None:
         self._looked(worker, "relay")
-        await worker.host.publish_outbox(age=10.0)
+        await worker.host.publish_outbox(age=10.0, own=5.0)
 
     async def _task(self, worker: Worker) -> None:
         self._looked(worker, "task")
@@ -644,7 +644,7 @@ class Parts:
         prove = Prove(ledger=self.ledger, store=tiles, key=LOG_KEY, origin=ORIGIN, clock=self.clock)
         return Coordinator(
             ledger=self.ledger, plan=plan, prove=prove, dispatch=self.dispatch, certify=self.certify, window_seconds=0,
-            clock=self.clock, publish_outbox=host.publish_outbox, publish=self.broker.publish, _gauged=float("inf"),
+            clock=self.clock, publish_emitted=host.publish_emitted, publish=self.broker.publish, _gauged=float("inf"),
         )  # fmt: skip
 
 

@@ -136,8 +136,7 @@ class Intake:
 
     async def act(self, deliveries: Sequence[Delivery]) -> Judged:
         """Verify each request, and write the suppression journal for those that stand."""
-        async with self._ledger.transaction() as tx:
-            keys = {row[0]: _trusted(row) for row in await tx.fetch("intake_keys")}
+        keys = {row[0]: _trusted(row) for row in await self._ledger.fetch("intake_keys")}
         judged = Judged(accepted=[], rejected=[], refused=[], at=self._clock())
         for delivery in deliveries:
             try:
@@ -164,8 +163,7 @@ class Intake:
         adds, lifts, purposes = self._changes(accepted)
         if not purposes:
             return
-        async with self._ledger.transaction() as tx:
-            rows = await tx.fetch("intake_suppressed", macs=sorted(purposes))
+        rows = await self._ledger.fetch("intake_suppressed", macs=sorted(purposes))
         now = {bytes(mac): (at, lifted) for mac, at, lifted in rows}
         records = []
         for mac, purpose in purposes.items():

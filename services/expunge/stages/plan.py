@@ -249,16 +249,14 @@ class Plan:
 
     async def waiting(self) -> Mapping[str, tuple[int, datetime]]:
         """Accepted requests by class: how many (no more than fill a sweep), and since when the oldest waits."""
-        async with self._ledger.transaction() as tx:
-            rows = await tx.fetch("plan_waiting", limit=self._policy.sweep_requests)
+        rows = await self._ledger.fetch("plan_waiting", limit=self._policy.sweep_requests)
         return {row[0]: (row[1], row[2]) for row in rows}
 
     async def crowded(self, waiting: int) -> bool:
         """Whether that many people's requests had better gather: they fill no sweep, and enough sweeps are moving."""
         if waiting >= self._policy.sweep_requests:
             return False
-        async with self._ledger.transaction() as tx:
-            ((under_way,),) = await tx.fetch("plan_people_under_way", stuck=STUCK_SECONDS)
+        ((under_way,),) = await self._ledger.fetch("plan_people_under_way", stuck=STUCK_SECONDS)
         return int(under_way) >= SWEEPS_UNDER_WAY
 
     async def seal_people(self) -> UUID | None:

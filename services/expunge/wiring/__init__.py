@@ -245,7 +245,7 @@ def build_worker(name: str, settings: Settings) -> HostedWorker:
     async def relay() -> None:
         while True:
             await asyncio.sleep(RELAY_SECONDS)
-            await host.publish_outbox(age=LEFT_BEHIND_SECONDS)
+            await host.publish_outbox(age=LEFT_BEHIND_SECONDS, own=RELAY_SECONDS)
 
     stopping, at_rest = asyncio.Event(), asyncio.Event()
 
@@ -279,8 +279,7 @@ def build_worker(name: str, settings: Settings) -> HostedWorker:
 async def check_clock(ledger: Ledger, clock: Clock) -> None:
     """Raises `Misconfigured` when this machine's clock and the database's are further apart than `CLOCK_SKEW`: what
     expires, and what is due, would be judged by a clock that nobody else has. A worker ends then, before it judges."""
-    async with ledger.transaction() as tx:
-        ((theirs,),) = await tx.fetch("database_time")
+    ((theirs,),) = await ledger.fetch("database_time")
     apart = abs(clock() - theirs)
     if apart > CLOCK_SKEW:
         message = f"this machine's clock and the database's are {apart.total_seconds():.0f} s apart: set them right"
@@ -469,7 +468,7 @@ def _coordinate(deployment: Deployment, wake: asyncio.Event) -> _Stages:
             certify=certify,
             window_seconds=policy.window.total_seconds(),
             clock=now,
-            publish_outbox=host.publish_outbox,
+            publish_emitted=host.publish_emitted,
             publish=host.publish,
             key_retention=timedelta(days=deployment.settings.key_retention_days) or None,
             wake=wake,

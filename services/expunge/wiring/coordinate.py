@@ -55,7 +55,7 @@ class Coordinator:
     certify: Certify
     window_seconds: float
     clock: Clock
-    publish_outbox: Callable[[], Awaitable[int]]
+    publish_emitted: Callable[[Sequence[tuple[str, Outgoing]]], Awaitable[None]]
     publish: Callable[[Sequence[Outgoing]], Awaitable[None]]
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     attest: Attest | None = None
@@ -102,7 +102,7 @@ class Coordinator:
         crash_point("coordinate.committed")
         self._to_announce = True
         self._published.set()
-        await self.publish_outbox()
+        await self.publish_emitted(tx.outbox)
         await self._announce()
         return True
 
@@ -123,8 +123,7 @@ class Coordinator:
             return False
         async with self.ledger.transaction() as tx:
             ordered = await self.dispatch.newly_attested(tx)
-        if ordered:
-            await self.publish_outbox()
+        await self.publish_emitted(tx.outbox)
         return bool(ordered)
 
     async def attesting(self) -> None:
@@ -167,14 +166,13 @@ class Coordinator:
             self._redriven = now
             self._to_announce = True  # another process may have left it behind
             async with self.ledger.transaction() as tx:
-                ordered = await self.dispatch.redrive(tx, age=STALLED_SECONDS)
+                await self.dispatch.redrive(tx, age=STALLED_SECONDS)
                 await self.dispatch.expire(tx)
                 await self.certify.overdue(tx)
                 stale = await self.certify.stale(tx, age=STALLED_SECONDS)
                 if stale:
                     await self.certify.check(stale, tx)
-            if ordered or stale:
-                await self.publish_outbox()
+            await self.publish_emitted(tx.outbox)
         if self.key_retention is not None and now - self._destroyed >= DESTROY_SECONDS:
             self._destroyed = now
             async with self.ledger.transaction() as tx:

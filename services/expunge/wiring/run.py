@@ -71,8 +71,8 @@ async def _answers(host: DeliveryHost, started: asyncio.Event) -> bool:
     if not started.is_set():
         return False
     try:
-        async with asyncio.timeout(5), host.ledger.transaction() as tx:
-            await tx.fetch("ready")
+        async with asyncio.timeout(5):
+            await host.ledger.fetch("ready")
     except (Retryable, TimeoutError):
         return False
     return True
@@ -85,8 +85,7 @@ def _watching(host: DeliveryHost, committed: Callable[[], Mapping[tuple[str, int
         while True:
             await asyncio.sleep(COMMITTED_SECONDS)
             try:
-                async with host.ledger.transaction() as tx:
-                    rows = await tx.fetch("delivery_positions", worker=host.worker)
+                rows = await host.ledger.fetch("delivery_positions", worker=host.worker)
                 await measure_clock(host)
             except Retryable:
                 continue  # the database is away: the gauges stay, and readiness says so

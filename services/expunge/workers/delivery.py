@@ -104,20 +104,26 @@ class InFlight:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._file: int | None = None
 
     def hold(self, records: Sequence[Record]) -> None:
         """Remember. Not synced: it has to survive the process, not the machine."""
-        positions = [[one.topic, one.partition, one.offset] for one in records]
-        self._path.write_bytes(canonical.dumps(positions))
+        self._write(canonical.dumps([[one.topic, one.partition, one.offset] for one in records]))
 
     def release(self) -> None:
         """Forget."""
-        self._path.write_bytes(b"[]")
+        self._write(b"[]")
+
+    def _write(self, positions: bytes) -> None:
+        # Twice a batch: the file stays open, and what an earlier, longer list leaves behind the line's end is not read.
+        if self._file is None:
+            self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        os.pwrite(self._file, positions + b"\n", 0)
 
     def left(self) -> list[tuple[str, int, int]]:
         """What an earlier life of this worker held when it died."""
         try:
-            read: Any = canonical.loads(self._path.read_bytes())
+            read: Any = canonical.loads(self._path.read_bytes().partition(b"\n")[0])
         except (FileNotFoundError, Rejected):
             return []
         return [(topic, partition, offset) for topic, partition, offset in read]
@@ -153,6 +159,8 @@ class DeliveryHost:
         self._suspects: dict[tuple[str, int, int], int] = {}
         self._spent: dict[str, float] = {}
         self._publishing = asyncio.Lock()
+        self._behind = True
+        """Whether rows of ours may be in the outbox that were not published when they should have been: they go first."""
         self.progress = 0
         """Batches finished, for liveness."""
         self.parked: Final = asyncio.Event()
@@ -208,7 +216,7 @@ class DeliveryHost:
             crash_point("delivery.held")
             try:
                 with bound_contextvars(**_traced(deliveries)):
-                    await self._apply(topic, records, deliveries, dead)
+                    emitted = await self._apply(topic, records, deliveries, dead)
                     _log.debug("batch handled", worker=self.worker, topic=topic, count=len(records))
             except (Retryable, asyncio.CancelledError):
                 # The database's doing, or a shutdown: no reason to suspect the messages.
@@ -219,7 +227,7 @@ class DeliveryHost:
             if spent := self._spent.pop(type(handler).__name__.lower(), 0.0):
                 metrics.STAGE_SECONDS.labels(type(handler).__name__.lower()).observe(spent)
         await self._clear(records)
-        await self.publish_outbox()
+        await self.publish_emitted(emitted)
         self._committed()
 
     async def _apply(
@@ -228,7 +236,8 @@ class DeliveryHost:
         records: Sequence[Record],
         deliveries: Mapping[str, tuple[Delivery, Record]],
         dead: list[tuple[Record, str | None, str]],
-    ) -> None:
+    ) -> Sequence[tuple[str, Outgoing]]:
+        """What it put into the outbox."""
         fresh, waiting = await self._sort(deliveries)
         parked = [(identity, "queued") for identity in waiting]
         batch = [deliveries[identity][0] for identity in fresh]
@@ -237,14 +246,14 @@ class DeliveryHost:
                 [await self._timed(handler, handler.act(batch)) for handler in self._handlers[topic]] if batch else []
             )
             crash_point("delivery.acted")
-            await self._commit(topic, records, deliveries, dead, fresh, parked, acted)
+            return await self._commit(topic, records, deliveries, dead, fresh, parked, acted)
         except _OvertakenError:
-            await self._apply(topic, records, deliveries, dead)
+            return await self._apply(topic, records, deliveries, dead)
         except (Retryable, FencedOff) as error:
             # Nothing was applied. Should the database be away altogether, parking raises too, and nothing is acknowledged.
             _log.warning("parked", worker=self.worker, topic=topic, count=len(batch), kind=type(error).__name__)
             parked += [(identity, "retryable") for identity in fresh]
-            await self._commit(topic, records, deliveries, dead, [], parked, [])
+            return await self._commit(topic, records, deliveries, dead, [], parked, [])
 
     async def _timed(self, handler: Handler, doing: Awaitable[T]) -> T:
         """Its result; its time is added to the stage's, which bears the name of the handler's class."""
@@ -264,15 +273,13 @@ class DeliveryHost:
         fresh: Sequence[str],
         waiting: Sequence[tuple[str, str]],
         acted: Sequence[Any],
-    ) -> None:
-        """The one transaction."""
+    ) -> Sequence[tuple[str, Outgoing]]:
+        """The one transaction; what it put into the outbox."""
         parked, dead = list(waiting), list(unreadable)
         identities = {id(delivery): identity for identity, (delivery, _) in deliveries.items()}
         async with self.ledger.transaction() as tx:
-            if fresh:
-                rows = await tx.fetch("delivery_apply", worker=self.worker, ids=sorted(fresh))
-                if len(rows) < len(fresh):
-                    raise _OvertakenError
+            if await self._applied(tx, fresh, records) < len(fresh):
+                raise _OvertakenError
             for handler, one in zip(self._handlers[topic], acted, strict=bool(fresh)):
                 for refused in await self._timed(handler, handler.commit(one, tx)) or ():
                     self._sort_refused(refused, identities, deliveries, parked, dead)
@@ -280,7 +287,6 @@ class DeliveryHost:
                 await self._park(tx, [(one, deliveries[one], reason) for one, reason in parked])
             if dead:
                 await self._bury(tx, dead)
-            await self._offsets(tx, records)
             crash_point("delivery.recorded")
         crash_point("delivery.committed")
         if parked:
@@ -289,6 +295,7 @@ class DeliveryHost:
         metrics.DELIVERIES.labels(self.worker, topic, "duplicate").inc(len(deliveries) - len(fresh) - len(waiting))
         metrics.DELIVERIES.labels(self.worker, topic, "parked").inc(len(parked))
         metrics.DELIVERIES.labels(self.worker, topic, "dead").inc(len(dead))
+        return tx.outbox
 
     def _sort_refused(
         self,
@@ -309,13 +316,13 @@ class DeliveryHost:
         if not deliveries:
             return [], []
         scopes = {identity: scope_of(delivery) for identity, (delivery, _) in deliveries.items()}
-        async with self.ledger.transaction() as tx:
-            rows = await tx.fetch("delivery_fresh", worker=self.worker, ids=list(deliveries))
-            new = {row[0] for row in rows}
-            rows = await tx.fetch("retry_scopes", worker=self.worker, scopes=sorted(set(scopes.values())))
-            behind = {row[0] for row in rows}
-        fresh = [identity for identity in deliveries if identity in new and scopes[identity] not in behind]
-        return fresh, [identity for identity in deliveries if identity in new and scopes[identity] in behind]
+        rows = await self.ledger.fetch(
+            "delivery_sort", worker=self.worker, ids=list(deliveries), scopes=list(scopes.values())
+        )
+        known = {identity for identity, applied, _ in rows if applied}
+        behind = {identity for identity, _, waits in rows if waits}
+        new = [identity for identity in deliveries if identity not in known]
+        return [one for one in new if one not in behind], [one for one in new if one in behind]
 
     async def _park(self, tx: Tx, parked: Sequence[tuple[str, tuple[Delivery, Record], str]]) -> None:
         records = [record for _, (_, record), _ in parked]
@@ -359,17 +366,20 @@ class DeliveryHost:
         ]
         await emit(tx, self.worker, letters, at=at, topic=topics.DEAD_LETTER)
 
-    async def _offsets(self, tx: Tx, records: Sequence[Record]) -> None:
+    async def _applied(self, tx: Tx, fresh: Sequence[str], records: Sequence[Record]) -> int:
+        """Enter the ids of what is applied, and the offsets of all that came; how many ids were new."""
         last: dict[tuple[str, int], int] = {}
         for one in records:
             last[one.topic, one.partition] = max(last.get((one.topic, one.partition), 0), one.offset + 1)
-        await tx.execute(
-            "delivery_offsets",
+        ((new,),) = await tx.fetch(
+            "delivery_apply",
             worker=self.worker,
+            ids=sorted(fresh),
             topics=[topic for topic, _ in last],
             partitions=[partition for _, partition in last],
             offsets=list(last.values()),
         )
+        return int(new)
 
     async def _clear(self, records: Sequence[Record]) -> None:
         # What is quarantined stays known, should it be delivered once more.
@@ -381,31 +391,60 @@ class DeliveryHost:
         if not cleared:
             return
         names, partitions, offsets = map(list, zip(*cleared, strict=True))
-        async with self.ledger.transaction() as tx:
-            await tx.execute("crash_clear", worker=self.worker, topics=names, partitions=partitions, offsets=offsets)
+        await self.ledger.execute(
+            "crash_clear", worker=self.worker, topics=names, partitions=partitions, offsets=offsets
+        )
         for position in cleared:
             del self._suspects[position]
 
-    async def publish_outbox(self, *, age: float = 1e9) -> int:
-        """Publish this worker's outbox rows, and any worker's that are older than `age` seconds; how many."""
-        published = 0
+    async def publish_emitted(self, emitted: Sequence[tuple[str, Outgoing]]) -> None:
+        """Publish what a committed transaction put into the outbox (`Tx.outbox`), and take it out: one round trip, where
+        reading it back takes four. What the broker does not take stays there, for a relay."""
+        if not emitted:
+            return
         async with self._publishing:
-            while True:
-                async with self.ledger.transaction() as tx:
-                    rows = await tx.fetch("outbox_take", worker=self.worker, age=age, limit=OUTBOX_BATCH)
-                    if rows:
-                        messages = [Outgoing(row[1], row[2], row[4], unpack_headers(row[3])) for row in rows]
-                        try:
-                            await self._broker.publish(messages)
-                        except Retryable as error:
-                            # The rows stay; the relay tries again. What was applied must still be acknowledged.
-                            _log.warning("unpublished", worker=self.worker, count=len(rows), kind=type(error).__name__)
-                            return published
-                        crash_point("delivery.published")
-                        await tx.execute("outbox_published", ids=[row[0] for row in rows])
-                published += len(rows)
-                if len(rows) < OUTBOX_BATCH:
-                    return published
+            if self._behind:
+                await self._publish_rows(1e9, 0.0)
+                return
+            try:
+                await self._broker.publish([message for _, message in emitted])
+            except Retryable as error:
+                self._left(len(emitted), error)
+                return
+            crash_point("delivery.published")
+            await self.ledger.execute(
+                "outbox_emitted", ids=[one for one, _ in emitted], topics=[one.topic for _, one in emitted]
+            )
+
+    async def publish_outbox(self, *, age: float = 1e9, own: float = 0.0) -> int:
+        """Publish this worker's outbox rows that are `own` seconds old, and any worker's that are older than `age` seconds;
+        how many. A relay leaves what is new to whoever is publishing it at this moment."""
+        async with self._publishing:
+            return await self._publish_rows(age, own)
+
+    async def _publish_rows(self, age: float, own: float) -> int:
+        published = 0
+        while True:
+            async with self.ledger.transaction() as tx:
+                rows = await tx.fetch("outbox_take", worker=self.worker, age=age, own=own, limit=OUTBOX_BATCH)
+                if rows:
+                    messages = [Outgoing(row[1], row[2], row[4], unpack_headers(row[3])) for row in rows]
+                    try:
+                        await self._broker.publish(messages)
+                    except Retryable as error:
+                        # The rows stay; the relay tries again. What was applied must still be acknowledged.
+                        self._left(len(rows), error)
+                        return published
+                    crash_point("delivery.published")
+                    await tx.execute("outbox_published", ids=[row[0] for row in rows])
+            published += len(rows)
+            if len(rows) < OUTBOX_BATCH:
+                self._behind = self._behind and own > 0
+                return published
+
+    def _left(self, count: int, error: Retryable) -> None:
+        self._behind = True
+        _log.warning("unpublished", worker=self.worker, count=count, kind=type(error).__name__)
 
     async def publish(self, messages: Sequence[Outgoing]) -> None:
         """Publish messages that have rows of their own to be repeated from. Raises `Retryable`."""
@@ -413,8 +452,7 @@ class DeliveryHost:
 
     async def retry_due(self) -> int:
         """Try parked events whose time has come, each on its own; how many were due."""
-        async with self.ledger.transaction() as tx:
-            rows = await tx.fetch("retry_due", worker=self.worker, limit=64)
+        rows = await self.ledger.fetch("retry_due", worker=self.worker, limit=64)
         for event_id, topic, partition, offset, sealed, attempts, _seq in sorted(rows, key=itemgetter(-1)):
             record = self._parking.open(topic, partition, offset, sealed)
             await self._retry(event_id, record, attempts)
@@ -445,7 +483,7 @@ class DeliveryHost:
                     refused += await handler.commit(one, tx) or ()
                 waits = [one for one in refused if one.later]
                 if not waits:
-                    await tx.fetch("delivery_apply", worker=self.worker, ids=[event_id])
+                    await self._applied(tx, [event_id], [])
                     if refused:
                         await self._bury(tx, [(record, delivery.event.id, refused[0].code)])
                     crash_point("delivery.parked-recorded")

@@ -27,7 +27,7 @@ from expunge.domain import canonical
 from expunge.domain.errors import Misconfigured, Retryable
 
 if TYPE_CHECKING:
-    from expunge.ports import Ledger, Row
+    from expunge.ports import Ledger, Outgoing, Row
 
 MIGRATION_LOCK: Final = 0x45585000
 """Advisory lock that keeps two workers from migrating at once."""
@@ -91,18 +91,15 @@ class PostgresTx:
 
     def __init__(self, connection: psycopg.AsyncConnection) -> None:
         self._connection = connection
+        self.outbox: list[tuple[str, Outgoing]] = []
 
     async def fetch(self, query: str, **parameters: object) -> list[Row]:
         with _translated():
-            async with self._connection.cursor(binary=True) as cursor:
-                await cursor.execute(queries()[query], parameters)
-                return await cursor.fetchall()
+            return await _fetch(self._connection, query, parameters)
 
     async def execute(self, query: str, **parameters: object) -> int:
         with _translated():
-            async with self._connection.cursor() as cursor:
-                await cursor.execute(queries()[query], parameters)
-                return cursor.rowcount
+            return await _execute(self._connection, query, parameters)
 
     async def copy(self, table: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> int:
         statement = sql.SQL("copy {} ({}) from stdin").format(
@@ -114,6 +111,18 @@ class PostgresTx:
                     for row in rows:
                         await copying.write_row(row)
                 return cursor.rowcount
+
+
+async def _fetch(connection: psycopg.AsyncConnection, query: str, parameters: Mapping[str, object]) -> list[Row]:
+    async with connection.cursor(binary=True) as cursor:
+        await cursor.execute(queries()[query], parameters)
+        return await cursor.fetchall()
+
+
+async def _execute(connection: psycopg.AsyncConnection, query: str, parameters: Mapping[str, object]) -> int:
+    async with connection.cursor() as cursor:
+        await cursor.execute(queries()[query], parameters)
+        return cursor.rowcount
 
 
 class PostgresLedger:
@@ -141,7 +150,12 @@ class PostgresLedger:
             open=False,
             timeout=wait_seconds,
             kwargs={name: value for name, value in _KEEPALIVES.items() if name not in given}
-            | {"application_name": application, "prepare_threshold": 2, "options": " ".join(filter(None, options))},
+            | {
+                "application_name": application,
+                "prepare_threshold": 2,
+                "autocommit": True,
+                "options": " ".join(filter(None, options)),
+            },
             configure=_configure,
         )
 
@@ -169,6 +183,16 @@ class PostgresLedger:
         with _translated():
             async with self._pool.connection() as connection, connection.transaction():
                 yield PostgresTx(connection)
+
+    async def fetch(self, query: str, **parameters: object) -> list[Row]:
+        with _translated():
+            async with self._pool.connection() as connection:
+                return await _fetch(connection, query, parameters)
+
+    async def execute(self, query: str, **parameters: object) -> int:
+        with _translated():
+            async with self._pool.connection() as connection:
+                return await _execute(connection, query, parameters)
 
 
 class _Int64s(Dumper):

@@ -64,13 +64,13 @@ class Prove:
 
         Raises `Tampered` when rows and an earlier checkpoint disagree, as after restoring an old database.
         """
+        if not await self._due():
+            return None
         async with self._ledger.transaction() as tx:
             ((locked,),) = await tx.fetch("prove_lock")
             ((next_index, signed, intended),) = await tx.fetch("prove_state")
             size = intended if intended > signed else next_index
             if not locked or size == signed:
-                return None
-            if intended <= signed and not await self._pressing(tx, signed):
                 return None
             # The lock came first: whoever published has intended before, and those rows are visible.
             await self._check_published(tx, next_index, await asyncio.to_thread(self._published))
@@ -97,10 +97,10 @@ class Prove:
         )
         return Published(signed, size, root, note, statements)
 
-    async def _pressing(self, tx: Tx, signed: int) -> bool:
-        if not self._gather_seconds:
-            return True
-        return bool(await tx.fetch("prove_pressing", first=signed, seconds=self._gather_seconds))
+    async def _due(self) -> bool:
+        """Whether there is something to publish that need not wait any longer. Whoever holds the lock looks again."""
+        ((pressing, any_rows),) = await self._ledger.fetch("prove_due", seconds=self._gather_seconds)
+        return bool(any_rows and (pressing or not self._gather_seconds))
 
     async def record(self, published: Published, tx: Tx) -> None:
         """Step 4: record the note and announce the statements, in the caller's transaction."""

@@ -38,14 +38,14 @@ async def recover(ledger: Ledger, store: TileStore, key: NoteKey) -> int:
         for start in range(both, checkpoint.size, PAGE):
             end = min(start + PAGE, checkpoint.size)
             await tx.execute(
-                "log_put",
+                "recover_put",
                 indices=list(range(start, end)),
                 hashes=[merkle.leaf_hash(one) for one in entries[start:end]],
                 predicates=[_predicate(one) for one in entries[start:end]],
                 entries=entries[start:end],
             )
         if held < checkpoint.size:
-            await tx.execute("log_advance", next=checkpoint.size)
+            await tx.execute("recover_advance", next=checkpoint.size)
         await tx.execute("recover_checkpoint", size=checkpoint.size, root=checkpoint.root, note=signed)
     return checkpoint.size - int(both)
 

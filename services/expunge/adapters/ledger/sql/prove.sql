@@ -8,11 +8,19 @@ select (select next from log_head),
        coalesce((select max(size) from log_checkpoint where note is not null), 0),
        coalesce((select max(size) from log_checkpoint), 0)
 
--- Whether a statement beyond the last checkpoint is about more than a chunk, or has waited long enough.
--- name: prove_pressing
-select from log_entry where index >= %(first)s
-  and (predicate <> 'urn:expunge:chunk:v1' or at < clock_timestamp() - make_interval(secs => %(seconds)s::float8))
-limit 1
+-- Whether a statement beyond the last published checkpoint is about more than a chunk, or has waited long enough, or is
+-- under a checkpoint that was intended and not published; and whether there is any.
+-- name: prove_due
+with state as (
+    select (select next from log_head) as next,
+           coalesce((select max(size) from log_checkpoint where note is not null), 0) as signed,
+           coalesce((select max(size) from log_checkpoint), 0) as intended
+)
+select intended > signed or exists (
+           select from log_entry where index >= signed
+             and (predicate <> 'urn:expunge:chunk:v1' or at < clock_timestamp() - make_interval(secs => %(seconds)s::float8))),
+       intended > signed or next > signed
+from state
 
 -- name: prove_hashes
 select string_agg(leaf_hash, ''::bytea order by index) from log_entry where index >= %(first)s and index < %(end)s
@@ -53,6 +61,13 @@ select coalesce(max(size), 0) from log_checkpoint
 
 -- name: recover_lock
 select pg_advisory_xact_lock(1163415638)
+
+-- name: recover_put
+insert into log_entry (index, leaf_hash, predicate, entry)
+select * from unnest(%(indices)s::bigint[], %(hashes)s::bytea[], %(predicates)s::text[], %(entries)s::bytea[])
+
+-- name: recover_advance
+update log_head set next = %(next)s
 
 -- name: recover_checkpoint
 insert into log_checkpoint (size, root, note) values (%(size)s, %(root)s, %(note)s)

@@ -14,39 +14,58 @@ select sweep_id, trace from sweep where sweep_id = any(%(ids)s::uuid[]) and trac
 
 -- name: outbox_take
 select id, topic, key, headers, value from outbox
-where (worker = %(worker)s or at < clock_timestamp() - make_interval(secs => %(age)s::float8)
+where ((worker = %(worker)s and at <= clock_timestamp() - make_interval(secs => %(own)s::float8))
+       or at < clock_timestamp() - make_interval(secs => %(age)s::float8)
        or at > clock_timestamp() + make_interval(secs => %(age)s::float8))
 order by id limit %(limit)s for update skip locked
 
 -- name: outbox_published
 delete from outbox where id = any(%(ids)s::bigint[])
 
+-- name: outbox_emitted
+delete from outbox o using unnest(%(ids)s::text[], %(topics)s::text[]) as t(event_id, topic)
+where o.event_id = t.event_id and o.topic = t.topic
+
 -- name: log_lock
 select next from log_head for update
 
--- name: log_find
-select leaf_hash, index from log_entry where leaf_hash = any(%(hashes)s::bytea[])
+-- With the head locked by a statement before, so that this one sees all that others have appended.
+-- name: log_append
+with known as (select leaf_hash, index from log_entry where leaf_hash = any(%(hashes)s::bytea[])),
+fresh as (
+    select t.leaf_hash, t.predicate, t.entry, %(start)s::bigint + row_number() over (order by t.n) - 1 as index
+    from unnest(%(hashes)s::bytea[], %(predicates)s::text[], %(entries)s::bytea[]) with ordinality
+         as t(leaf_hash, predicate, entry, n)
+    where not exists (select from known where known.leaf_hash = t.leaf_hash)
+), put as (
+    insert into log_entry (index, leaf_hash, predicate, entry) select index, leaf_hash, predicate, entry from fresh
+), head as (
+    update log_head set next = next + (select count(*) from fresh) where exists (select from fresh)
+)
+select leaf_hash, index from known union all select leaf_hash, index from fresh
 
--- name: log_put
-insert into log_entry (index, leaf_hash, predicate, entry)
-select * from unnest(%(indices)s::bigint[], %(hashes)s::bytea[], %(predicates)s::text[], %(entries)s::bytea[])
-
--- name: log_advance
-update log_head set next = %(next)s
-
--- name: delivery_fresh
-select t.id from unnest(%(ids)s::text[]) as t(id)
-where not exists (select from applied_event a where a.worker = %(worker)s and a.event_id = t.id)
+-- Events that were applied before, and those of a scope that something is parked of: whether the one, whether the other.
+-- Order is kept behind what a passing fault holds up. What waits for its precondition lets later events pass: one of them
+-- may be it.
+-- name: delivery_sort
+select * from (
+    select t.id, a.event_id is not null as applied,
+           exists (select from retry r where r.worker = %(worker)s and r.scope = t.scope
+                     and r.reason in ('retryable', 'queued')) as waits
+    from unnest(%(ids)s::text[], %(scopes)s::text[]) as t(id, scope)
+    left join applied_event a on a.worker = %(worker)s and a.event_id = t.id
+) as known where applied or waits
 
 -- name: delivery_apply
-insert into applied_event (worker, event_id) select %(worker)s, unnest(%(ids)s::text[])
-on conflict do nothing returning event_id
-
--- name: delivery_offsets
-insert into consumer_offset (worker, topic, partition, next_offset)
-select %(worker)s, * from unnest(%(topics)s::text[], %(partitions)s::integer[], %(offsets)s::bigint[])
-on conflict (worker, topic, partition) do update set next_offset = excluded.next_offset
-where excluded.next_offset > consumer_offset.next_offset
+with fresh as (
+    insert into applied_event (worker, event_id) select %(worker)s, unnest(%(ids)s::text[]) on conflict do nothing returning 1
+), offsets as (
+    insert into consumer_offset (worker, topic, partition, next_offset)
+    select %(worker)s, * from unnest(%(topics)s::text[], %(partitions)s::integer[], %(offsets)s::bigint[])
+    on conflict (worker, topic, partition) do update set next_offset = excluded.next_offset
+    where excluded.next_offset > consumer_offset.next_offset
+)
+select count(*) from fresh
 
 -- name: delivery_positions
 select topic, partition, next_offset from consumer_offset where worker = %(worker)s
@@ -66,12 +85,6 @@ from unnest(
     %(reasons)s::text[]
 ) as t(id, scope, topic, partition, "offset", sealed, reason)
 on conflict do nothing
-
--- Order is kept behind what a passing fault holds up. What waits for its precondition lets later events pass: one of them
--- may be it.
--- name: retry_scopes
-select distinct scope from retry
-where worker = %(worker)s and scope = any(%(scopes)s::text[]) and reason in ('retryable', 'queued')
 
 -- The attempt counts, and the next one waits, before it is made: so a crash counts too, and no other worker tries at once.
 -- No wait is longer than 15 minutes: one that seems to be was set by a clock that was wrong.
