@@ -64,6 +64,16 @@ def columns(file: ScopeFile, tree: int) -> dict[str, Any]:
     return found
 
 
+def in_order(leaves: dict[str, Any], *, as_registered: bool) -> list[int]:
+    """A tree's artifact ids: each unit's together, in it as they were registered, or by locator."""
+    ids: list[int] = sweeps.artifact_ids(leaves["artifact_id"]).tolist()
+    rank = {unit: at for at, unit in enumerate(dict.fromkeys(leaves["unit"]))}
+    within = list(zip(leaves["ordinal"], ids, strict=True)) if as_registered else leaves["locator"]
+    order = [(rank[unit], one) for unit, one in zip(leaves["unit"], within, strict=True)]
+    assert order == sorted(order)
+    return ids
+
+
 def check(world: Deployment, sweep_id: UUID) -> Scope:
     """Every number and root of a scope statement, worked out again from the sealed file."""
     said, file = scope(world, sweep_id), world.scope_file(sweep_id)
@@ -82,9 +92,7 @@ def check(world: Deployment, sweep_id: UUID) -> Scope:
         assert len(leaves["locator"]) == tree.leaves
         places = list(zip(leaves["unit"], leaves["locator"], strict=True))
         assert len(set(places)) == len(places)
-        rank = {unit: at for at, unit in enumerate(dict.fromkeys(leaves["unit"]))}
-        assert places == sorted(places, key=lambda place: (rank[place[0]], place[1]))
-        ids += sweeps.artifact_ids(leaves["artifact_id"]).tolist()
+        ids += in_order(leaves, as_registered=said.sweep_class == "order")
     claims = unpack_columns(file.section("claims"))
     asked = [UUID(bytes=claims["requests"][at : at + 16]) for at in range(0, len(claims["requests"]), 16)]
     rows = world.sql(
@@ -347,7 +355,9 @@ async def test_work_is_cut_into_runs_of_chunks_in_physical_order(world: Deployme
 
 async def test_trees_of_many_pages_are_those_of_one(world: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
     """What stays leaves gaps, so that a page of artifacts is no page of leaves."""
-    monkeypatch.setattr("expunge.stages.plan.PAGE_LEAVES", 1024)
+    monkeypatch.setattr("expunge.stages.plan.PAGE_LEAVES", 1000)
+    monkeypatch.setattr("expunge.domain.extents.PAGE_LEAVES", 700)
+    monkeypatch.setattr("expunge.domain.extents.MOST_LEAVES", 1500)
     world.policy = Policy(window=timedelta(0))
     await world.seed(*album(2, 800), *album(1, 1400))
     first = await sealed(world, world.withdrawal(2), world.deletion(1))

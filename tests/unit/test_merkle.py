@@ -206,6 +206,7 @@ def test_chunk_roots_recombine_to_the_root(size: int, chunk: int) -> None:
     leaves = data(size)
     roots = tree(size).chunk_roots(chunk)
     assert roots == [mth(leaves[at : at + chunk]) for at in range(0, size, chunk)]
+    assert roots == merkle.chunk_roots(b"".join(map(merkle.leaf_hash, leaves)), chunk)
     assert merkle.root_from_chunk_roots(size, roots, chunk) == mth(leaves)
     for wrong in (size + chunk, size - 1 - (size - 1) % chunk):
         if size:

@@ -165,3 +165,9 @@ def test_distinct_numbers_ascend(values: list[int]) -> None:
 )
 def test_distinct_digests_ascend_and_none_is_left_out(values: list[bytes]) -> None:
     assert sweep.distinct_digests(b"".join(values)) == b"".join(sorted(set(values) - {bytes(32)}))
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, 2)), max_size=6))
+def test_rows_are_in_order_when_sorting_would_not_move_them(rows: list[tuple[int, int, int]]) -> None:
+    columns = [np.array(column, np.int64) for column in zip(*rows, strict=True)] or [np.zeros(0, np.int64)] * 3
+    assert sweep.is_ordered(columns[::-1]) == (rows == sorted(rows))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from tempfile import SpooledTemporaryFile
-from typing import Final
+from tempfile import TemporaryFile
+from typing import BinaryIO, Final
 
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
@@ -21,22 +21,34 @@ class Spool:
     """
 
     def __init__(self, in_memory: int = IN_MEMORY) -> None:
-        self._file = SpooledTemporaryFile(max_size=in_memory)  # noqa: SIM115 - `close` closes it
+        self._room = in_memory
+        self._kept: list[tuple[str, bytes]] = []
+        self._filed: list[tuple[str, int]] = []
+        self._file: BinaryIO | None = None
         self._cipher = ChaCha20Poly1305(os.urandom(32))
-        self._put: list[tuple[str, int]] = []
 
     def put(self, name: str, data: bytes) -> None:
         """Add one, at the end."""
-        sealed = self._cipher.encrypt(len(self._put).to_bytes(12, "big"), data, None)
-        self._put.append((name, self._file.write(sealed)))
+        if self._file is None and len(data) <= self._room:
+            self._room -= len(data)
+            self._kept.append((name, data))
+            return
+        if self._file is None:
+            self._file = TemporaryFile()  # noqa: SIM115 - `close` closes it
+        sealed = self._cipher.encrypt(len(self._filed).to_bytes(12, "big"), data, None)
+        self._filed.append((name, self._file.write(sealed)))
 
     def __iter__(self) -> Iterator[tuple[str, bytes]]:
         """All of them. Put none meanwhile."""
-        self._file.seek(0)
-        for number, (name, length) in enumerate(self._put):
-            yield name, self._cipher.decrypt(number.to_bytes(12, "big"), self._file.read(length), None)
-        self._file.seek(0, os.SEEK_END)
+        yield from self._kept
+        if self._file is not None:
+            self._file.seek(0)
+            for number, (name, length) in enumerate(self._filed):
+                yield name, self._cipher.decrypt(number.to_bytes(12, "big"), self._file.read(length), None)
+            self._file.seek(0, os.SEEK_END)
 
     def close(self) -> None:
         """Forget all of them."""
-        self._file.close()
+        self._kept.clear()
+        if self._file is not None:
+            self._file.close()

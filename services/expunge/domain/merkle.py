@@ -64,6 +64,20 @@ def root(leaf_hashes: Flat) -> bytes:
     return bytes(level) or EMPTY_ROOT
 
 
+def chunk_roots(leaf_hashes: Flat, chunk: int = CHUNK_LEAVES) -> list[bytes]:
+    """Roots over each `chunk` (a power of two) of n leaf hashes (32n bytes); the last may be short. Level by level over
+    all chunks at once."""
+    _check_chunk(chunk)
+    view = memoryview(leaf_hashes)
+    whole = len(view) // (chunk * HASH_BYTES) * chunk * HASH_BYTES
+    level: Flat = view[:whole]
+    for _ in range(chunk.bit_length() - 1):
+        level = _parents(level)
+    flat = bytes(level)
+    roots = [flat[at : at + HASH_BYTES] for at in range(0, len(flat), HASH_BYTES)]
+    return [*roots, root(view[whole:])] if whole < len(view) else roots
+
+
 class Tree:
     """All levels of a tree over n leaf hashes (`32n` bytes, n may be 0), in about 64n bytes."""
 

@@ -114,6 +114,19 @@ def unit_starts(unit: I64) -> U32:
     return np.concatenate(([0], np.flatnonzero(np.diff(unit)) + 1)).astype(np.uint32)
 
 
+def is_ordered(keys: Sequence[I64]) -> bool:
+    """Whether rows ascend by `keys`, the last of which is the first to compare, as `numpy.lexsort` has it."""
+    if len(keys[0]) < 2:  # noqa: PLR2004 - a pair
+        return True
+    before = np.zeros(len(keys[0]) - 1, np.bool_)
+    equal = np.ones(len(keys[0]) - 1, np.bool_)
+    for key in reversed(keys):
+        step = np.diff(key)
+        before |= equal & (step > 0)
+        equal &= step == 0
+    return bool((before | equal).all())
+
+
 def work_runs(leaves: int, starts: U32, *, whole_units: bool) -> list[tuple[int, int]]:
     """Cut a tree into runs of chunks [first, end). Where erasing rewrites the unit, a cut is moved on until it does not
     split a unit, unless units never end at a chunk border: then the next run finds the shared unit already rewritten.
@@ -154,11 +167,13 @@ def distinct(values: NDArray[np.generic]) -> I64:
 
 
 def _order_of(words: NDArray[np.uint64]) -> NDArray[np.intp]:
-    """The order of rows by all their words. Random rows hardly ever share the first word, and one key sorts fastest."""
+    """The order of rows by all their words. Random rows hardly ever share the first word unless they are the same, and one
+    key sorts fastest."""
     first = words[:, 0].astype(np.uint64)
     order: NDArray[np.intp] = np.argsort(first)
     ranked = first[order]
-    if (ranked[1:] == ranked[:-1]).any():
+    alike = np.flatnonzero(ranked[1:] == ranked[:-1])
+    if (words[order[alike]] != words[order[alike + 1]]).any():
         return np.lexsort(words.astype(np.uint64).T[::-1])
     return order
 

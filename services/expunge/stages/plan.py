@@ -13,11 +13,11 @@ import hashlib
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date, datetime
 from itertools import chain, groupby, pairwise
-from operator import attrgetter
-from typing import Any, Final, cast
+from operator import attrgetter, itemgetter
+from typing import Any, Final
 from uuid import UUID
 
 import numpy as np
@@ -25,184 +25,31 @@ from numpy.typing import NDArray
 from pyroaring import BitMap64
 
 from expunge import metrics, restored
+from expunge.chunks.forest import Forest, Page, TreeBuilder, same_artifacts
 from expunge.chunks.spool import Spool
 from expunge.crashing import crash_point
-from expunge.domain import certificate, merkle, scopefile, statement, suppression
+from expunge.domain import certificate, extents, merkle, scopefile, statement, suppression
 from expunge.domain import sweep as sweeps
-from expunge.domain.leaf import LEAF_BYTES, derive_key, nonces, pack_leaves
-from expunge.domain.limits import CHUNK_LEAVES
+from expunge.domain.extents import PAGE_LEAVES
+from expunge.domain.leaf import derive_key, nonces
 from expunge.domain.policy import Policy
 from expunge.domain.request import ByList, ByPeriod, BySource, BySuppressed, OrderIssued, parse_request
 from expunge.domain.statement import PAYLOAD_TYPE
 from expunge.domain.sweep import ALL_PURPOSES, I64
-from expunge.domain.words import Kind
 from expunge.ports import Clock, Journal, KeyStore, Ledger, Row, SealedStore, Signer, Tx
 from expunge.record import log
 
 PEOPLE: Final = "people"
 ORDER: Final = "order"
 
-PAGE_LEAVES: Final = 64 * CHUNK_LEAVES
-"""Artifacts fetched together: whole chunks."""
+DIGESTS: Final = 1 << 18
+"""Photos whose digests are suppressed together."""
 
 SWEEPS_UNDER_WAY: Final = 2
 """People's sweeps that run at once while requests are too few to fill another: more would cost more, and end no sooner."""
 
 STUCK_SECONDS: Final = 5.0
 """A sweep that has not moved for this long holds up nobody: its store may be down."""
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """A run of one tree's artifacts in physical order: `PAGE_LEAVES` of them but for the tree's last page."""
-
-    kind: str
-    store_no: int
-    ids: NDArray[Any]
-    ordinal: I64
-    unit: I64
-    purposes: I64
-    digests: bytes
-    locators: list[str]
-
-    @classmethod
-    def of_row(cls, row: Row) -> Page:
-        """From a row of `plan_artifacts` or `plan_page`."""
-        kind, store_no, _page, ids, ordinals, units, purposes, digests, locators = row
-        return cls(
-            kind=kind,
-            store_no=store_no,
-            ids=np.frombuffer(ids, ">i8"),
-            ordinal=np.frombuffer(ordinals, ">i8").astype(np.int64),
-            unit=np.frombuffer(units, ">i4").astype(np.int64),
-            purposes=np.frombuffer(purposes, ">i8").astype(np.int64),
-            digests=digests,
-            locators=locators,
-        )
-
-    @classmethod
-    def joined(cls, pages: Sequence[Page]) -> Page:
-        """Pages of one tree, laid end to end."""
-        first = pages[0]
-        if len(pages) == 1:
-            return first
-        return cls(
-            kind=first.kind,
-            store_no=first.store_no,
-            ids=np.concatenate([page.ids for page in pages], dtype=">i8"),
-            ordinal=np.concatenate([page.ordinal for page in pages]),
-            unit=np.concatenate([page.unit for page in pages]),
-            purposes=np.concatenate([page.purposes for page in pages]),
-            digests=b"".join(page.digests for page in pages),
-            locators=[locator for page in pages for locator in page.locators],
-        )
-
-    def only(self, keep: NDArray[np.bool_]) -> Page:
-        """The artifacts where `keep`."""
-        if keep.all():
-            return self
-        rows = np.flatnonzero(keep)
-        return Page(
-            kind=self.kind,
-            store_no=self.store_no,
-            ids=self.ids[rows],
-            ordinal=self.ordinal[rows],
-            unit=self.unit[rows],
-            purposes=self.purposes[rows],
-            digests=np.frombuffer(self.digests, np.uint8).reshape(-1, 32)[rows].tobytes(),
-            locators=[self.locators[row] for row in rows.tolist()],
-        )
-
-
-@dataclass(slots=True)
-class TreeBuilder:
-    """One tree while its pages come in: chunk roots, and the sections of the scope file, which go to `spool`."""
-
-    number: int
-    kind: Kind
-    store: str
-    nonce_key: bytes
-    spool: Spool
-    leaves: int = 0
-    chunk_roots: list[bytes] = field(default_factory=list)
-    units: list[int] = field(default_factory=list)
-    starts: list[int] = field(default_factory=list)
-    ordinals: list[I64] = field(default_factory=list)
-    ids: list[NDArray[Any]] = field(default_factory=list)
-
-    @property
-    def root(self) -> bytes:
-        """The tree's root."""
-        return merkle.root_from_chunk_roots(self.leaves, self.chunk_roots)
-
-    def add(self, page: Page) -> None:
-        """Append a page: hash its leaves and cut its chunk sections."""
-        base, count = self.leaves, len(page.ids)
-        ids = page.ids.view(np.uint8).reshape(-1, 8)[:, 2:].tobytes()
-        leaves = pack_leaves(nonces(self.nonce_key, count, base), ids, page.digests)
-        hashes = merkle.leaf_hashes(leaves, LEAF_BYTES)
-        unit = self._unit_indices(page.unit, base)
-        ordinals = page.ordinal.astype("<u8").tobytes()
-        for at in range(0, count, CHUNK_LEAVES):
-            end = min(at + CHUNK_LEAVES, count)
-            columns = {
-                "artifact_id": ids[at * 6 : end * 6],
-                "digest": page.digests[at * 32 : end * 32],
-                "ordinal": ordinals[at * 8 : end * 8],
-                "unit": unit[at * 4 : end * 4],
-                "locator": scopefile.pack_strings(page.locators[at:end]),
-                "hashes": hashes[at * 32 : end * 32],
-            }
-            name = f"{self.number}/{(base + at) // CHUNK_LEAVES}"
-            self.spool.put(name, scopefile.pack_columns(columns))
-            self.chunk_roots.append(merkle.root(columns["hashes"]))
-        self.leaves += count
-        self.ordinals.append(page.ordinal)
-        self.ids.append(page.ids)
-
-    def _unit_indices(self, unit: I64, base: int) -> bytes:
-        """Each leaf's index in this tree's unit table. Units come in ascending runs, so a new one starts where they change."""
-        starts = sweeps.unit_starts(unit)
-        indices = np.zeros(len(unit), "<u4")
-        ends = [*starts[1:].tolist(), len(unit)]
-        for start, end in zip(starts.tolist(), ends, strict=True):
-            number = int(unit[start])
-            if not self.units or self.units[-1] != number:
-                self.units.append(number)
-                self.starts.append(base + start)
-            indices[start:end] = len(self.units) - 1
-        return indices.tobytes()
-
-
-@dataclass(slots=True)
-class Forest:
-    """All trees of a sweep under way, in the order of their first pages, and what is suppressed of their photos."""
-
-    key: bytes
-    stores: Mapping[int, str]
-    spool: Spool
-    trees: dict[tuple[str, int], TreeBuilder] = field(default_factory=dict)
-    digests: list[bytes] = field(default_factory=list)
-    photos: list[I64] = field(default_factory=lambda: [np.zeros(0, np.int64)])
-
-    @property
-    def leaves(self) -> int:
-        """Leaves so far."""
-        return sum(tree.leaves for tree in self.trees.values())
-
-    def add(self, page: Page) -> None:
-        """Append a page to its tree."""
-        if not len(page.ids):
-            return
-        place = (page.kind, page.store_no)
-        if place not in self.trees:
-            number = len(self.trees)
-            nonce_key = derive_key(self.key, "nonces", number.to_bytes(2, "big"))
-            self.trees[place] = TreeBuilder(number, Kind(page.kind), self.stores[page.store_no], nonce_key, self.spool)
-        self.trees[place].add(page)
-        if page.kind == Kind.IMAGE:
-            self.digests.append(page.digests)
-            self.photos.append(page.ordinal)
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,7 +149,7 @@ class Plan:
                 purposes=np.array([purposes], np.int64), request=np.zeros(len(ordinal), np.int64), ordinal=ordinal
             )
             claimed = Claimed(ORDER, [request_id], requests, [body_digest], earlier)
-            return await self._seal(tx, claimed, _artifacts_of_order(tx, ordinal))
+            return await self._seal(tx, claimed, _artifacts_of_order(tx, ordinal, purposes=not claimed.everything))
 
     async def _selected(self, tx: Tx, subject: str | None, body: bytes) -> tuple[I64, str | None]:
         """An order's images, ascending, and the source whose earlier erasures count."""
@@ -348,6 +195,7 @@ class Plan:
         if claimed.everything:
             async for page in pages:
                 await asyncio.to_thread(forest.add, page)
+            await asyncio.to_thread(forest.close)
             return sweeps.claims_of_one(forest.leaves)
         listed = [page async for page in pages]
         trees = [Page.joined(list(some)) for _, some in groupby(listed, key=attrgetter("kind", "store_no"))]
@@ -356,6 +204,7 @@ class Plan:
         await self._retain(tx, trees, np.split(whole.remaining, borders))
         for page, keep in zip(trees, np.split(whole.in_scope, borders), strict=bool(trees)):
             await asyncio.to_thread(forest.add, page.only(keep))
+        await asyncio.to_thread(forest.close)
         return whole
 
     async def _seal_forest(
@@ -415,7 +264,7 @@ class Plan:
             await tx.execute(
                 "plan_retain",
                 ordinals=np.concatenate([page.ordinal[which] for page, _, which in parts]),
-                ids=np.concatenate([page.ids[which].astype(np.int64) for page, _, which in parts]),
+                ids=np.concatenate([page.ids[which] for page, _, which in parts]),
                 remaining=np.concatenate([left[which] for _, left, which in parts]),
             )
 
@@ -429,7 +278,7 @@ class Plan:
             key = derive_key(self._keys.bucket(bucket), "sweep", other_id.bytes)
             other = scopefile.ScopeFile.open(self._sealed.open(f"{other_id}.scope"), key)
             for tree, mine in enumerate(built.trees):
-                index, theirs = _same_artifacts(mine, other)
+                index, theirs = same_artifacts(mine, other)
                 if len(index):
                     found[tree].append((index, other_id.bytes, theirs))
         return [
@@ -459,18 +308,22 @@ class Plan:
         return found
 
     async def _suppress(self, tx: Tx, built: Built, sweep_class: str) -> None:
-        """Remember the digests of photos that will be gone, so that none is uploaded again."""
-        if not len(built.photos):
-            return
-        if sweep_class == ORDER:
-            runs = sweeps.runs_of(built.photos)
-            first, end = [run[0] for run in runs], [run[0] + run[1] for run in runs]
-            ((known,),) = await tx.fetch("plan_image_digest_ranges", first=first, end=end)
-        else:
-            ((known,),) = await tx.fetch("plan_image_digests", ordinals=built.photos)
-        # A photo's digest and that of its stored file may differ, and the file's need not be known.
-        macs = await asyncio.to_thread(self._remember, built.image_digests + (known or b""))
-        await tx.execute("plan_suppress_page", macs=macs)
+        """Remember the digests of photos that will be gone, so that none is uploaded again. A photo's digest and that of
+        its stored file may differ, and the file's need not be known."""
+        files = memoryview(built.image_digests)
+        for at in range(0, len(built.photos), DIGESTS):
+            photos = built.photos[at : at + DIGESTS]
+            if sweep_class == ORDER:
+                runs = np.array(sweeps.runs_of(photos), np.int64)
+                ((known,),) = await tx.fetch("plan_image_digest_ranges", first=runs[:, 0].copy(), end=runs.sum(axis=1))
+            else:
+                ((known,),) = await tx.fetch("plan_image_digests", ordinals=photos)
+            last = at + DIGESTS >= len(
+                built.photos
+            )  # a photo may have several files: what is left over goes with the last
+            theirs = bytes(files[at * 32 :] if last else files[at * 32 : (at + DIGESTS) * 32])
+            macs = await asyncio.to_thread(self._remember, theirs if theirs == known else theirs + (known or b""))
+            await tx.execute("plan_suppress_page", macs=macs)
 
     def _remember(self, digests: bytes) -> bytes:
         """Journal that these are suppressed; their MACs."""
@@ -562,17 +415,21 @@ async def _artifacts(tx: Tx, ordinals: I64) -> AsyncIterator[Page]:
         yield Page.of_row(row)
 
 
-async def _artifacts_of_order(tx: Tx, ordinals: I64) -> AsyncIterator[Page]:
-    """What an order's images (ascending) have, one page at a time."""
-    runs = sweeps.runs_of(ordinals)
-    images = {"first": [first for first, _ in runs], "end": [first + count for first, count in runs]}
-    await tx.execute("plan_sort_in_memory")
-    await tx.execute("plan_pages_create")
-    for kind, store_no in await tx.fetch("plan_places", **images):
-        await tx.execute("plan_pages_fill", kind=kind, store_no=store_no, page=PAGE_LEAVES, **images)
-    for kind, store_no, page in await tx.fetch("plan_pages"):
-        for row in await tx.fetch("plan_page", kind=kind, store_no=store_no, page=page):
-            yield Page.of_row(row)
+async def _artifacts_of_order(tx: Tx, ordinals: I64, *, purposes: bool) -> AsyncIterator[Page]:
+    """What an order's images (ascending) have, page by page, in the order of `domain.extents`. `purposes`: whether the
+    artifacts' purposes are asked for."""
+    runs = np.array(sweeps.runs_of(ordinals), np.int64).reshape(-1, 2)
+    first, end = runs[:, 0].copy(), runs.sum(axis=1)
+    found = await tx.fetch("plan_extents", first=first, end=end)
+    for (kind, store_no), units in groupby(found, key=itemgetter(0, 1)):
+        for read in extents.reads([extents.Extent(*one[2:]) for one in units]):
+            lo, hi = np.searchsorted(end, read.first, "right"), np.searchsorted(first, read.end, "left")
+            (row,) = await tx.fetch(
+                "plan_page", kind=kind, store_no=store_no, first_unit=read.first_unit, last_unit=read.last_unit,
+                purposes=purposes, first=np.maximum(first[lo:hi], read.first), end=np.minimum(end[lo:hi], read.end),
+            )  # fmt: skip
+            if row[2] is not None:
+                yield Page.of_row(row).in_order()
 
 
 def _decide(requests: sweeps.Requests, pages: Sequence[Page]) -> sweeps.Claims:
@@ -592,7 +449,7 @@ def _build(claimed: Claimed, whole: sweeps.Claims, forest: Forest, purposes: Map
     request_hashes = merkle.leaf_hashes(leaves, certificate.OPENING_BYTES)
     handles = None
     if claimed.sweep_class == ORDER:
-        every = [part.astype(np.int64) for tree in built for part in tree.ids]
+        every = [part for tree in built for part in tree.ids]
         ids = np.concatenate(every) if every else np.zeros(0, np.int64)
         handles = sweeps.handles_root(derive_key(key, "handles"), ids)
     return Built(
@@ -624,20 +481,20 @@ def _claims(
         "ordinal_offsets": per_request.astype("<u8").tobytes(),
     }
     # Positions among all artifacts become positions among those in scope, laid end to end by tree.
-    rank = np.cumsum(whole.in_scope) - 1
-    flat = rank[whole.leaf] if len(whole.leaf) else whole.leaf
-    owner = np.repeat(np.arange(count), np.diff(whole.leaf_offset))
+    flat, owner = _claimed_leaves(whole, count)
     base = 0
     bodies: list[list[dict[str, Any]]] = [[] for _ in range(count)]
     for tree in trees:
-        mine = (flat >= base) & (flat < base + tree.leaves)
-        indices, owners = flat[mine] - base, owner[mine]
-        offsets = np.searchsorted(owners, np.arange(count + 1))
+        if count == 1:  # one stretch: there may be millions
+            lo, hi = np.searchsorted(flat, (base, base + tree.leaves)).tolist()
+            indices, offsets = flat[lo:hi] - base, np.array([0, hi - lo])
+        else:
+            mine = (flat >= base) & (flat < base + tree.leaves)
+            indices, offsets = flat[mine] - base, np.searchsorted(owner[mine], np.arange(count + 1))
         packed = indices.astype("<u4").tobytes()
         columns[f"indices/{tree.number}"] = packed
         columns[f"offsets/{tree.number}"] = offsets.astype("<u8").tobytes()
-        bounds = offsets.tolist()
-        for one, (lo, hi) in enumerate(pairwise(bounds)):
+        for one, (lo, hi) in enumerate(pairwise(offsets.tolist())):
             if hi > lo:
                 digest = hashlib.sha256(packed[lo * 4 : hi * 4]).hexdigest()
                 bodies[one].append({"tree": tree.number, "leaves": hi - lo, "indices": digest})
@@ -655,22 +512,14 @@ def _claims(
     ]
 
 
+def _claimed_leaves(whole: sweeps.Claims, count: int) -> tuple[I64, I64]:
+    """Claimed leaves, counted among those in scope, by request; and whose each is."""
+    owner = np.repeat(np.arange(count), np.diff(whole.leaf_offset))
+    if whole.in_scope.all():
+        return whole.leaf, owner
+    rank = np.cumsum(whole.in_scope) - 1
+    return rank[whole.leaf] if len(whole.leaf) else whole.leaf, owner
+
+
 def _names(mask: int, purposes: Mapping[int, str]) -> str:
     return "+".join(sorted(name for bit, name in purposes.items() if mask >> bit & 1))
-
-
-def _same_artifacts(mine: TreeBuilder, other: scopefile.ScopeFile) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Leaves of `mine` that the other sweep's tree of the same (kind, store) has too: indices here and there."""
-    for number, described in enumerate(cast("list[dict[str, Any]]", other.header["trees"])):
-        if (described["kind"], described["store"]) != (mine.kind, mine.store):
-            continue
-        parts = [
-            sweeps.artifact_ids(scopefile.unpack_columns(other.section(f"{number}/{chunk}"))["artifact_id"])
-            for chunk in range(-(-described["leaves"] // CHUNK_LEAVES))
-        ]
-        theirs = np.concatenate(parts)
-        ours = np.concatenate([part.astype(np.int64) for part in mine.ids])
-        _, here, there = np.intersect1d(ours, theirs, return_indices=True)
-        order = np.argsort(here)
-        return here[order], there[order]
-    return np.zeros(0, np.int64), np.zeros(0, np.int64)

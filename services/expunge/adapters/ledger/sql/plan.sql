@@ -53,52 +53,35 @@ where i.acquired_on >= %(start)s and i.acquired_on < %(end)s and (%(source)s::te
 select string_agg(int8send(ordinal), ''::bytea order by ordinal)
 from (select distinct ordinal from image_subject where subject_ref = any(%(subjects)s::text[])) as x
 
+-- Columns of artifacts, packed; locators laid end to end, with their lengths in bytes.
 -- name: plan_artifacts
 with chosen as (
-    select a.*, (row_number() over (partition by kind, store_no order by unit_no, locator, artifact_id) - 1) as rn
+    select a.*, row_number() over (partition by kind, store_no order by unit_no, locator, artifact_id) - 1 as rn
     from artifact a where a.ordinal = any(%(ordinals)s::bigint[])
 )
-select kind, store_no, rn / %(page)s::bigint as page,
+select kind, store_no,
        string_agg(int8send(artifact_id), ''::bytea order by rn), string_agg(int8send(ordinal), ''::bytea order by rn),
        string_agg(int4send(unit_no), ''::bytea order by rn), string_agg(int8send(purposes), ''::bytea order by rn),
-       string_agg(digest, ''::bytea order by rn), array_agg(locator order by rn)
-from chosen group by kind, store_no, rn / %(page)s::bigint order by 1, 2, 3
+       string_agg(digest, ''::bytea order by rn), string_agg(int4send(octet_length(locator)), ''::bytea order by rn),
+       convert_to(string_agg(locator, '' order by rn), 'UTF8')
+from chosen group by kind, store_no, rn / %(page)s::bigint order by 1, 2, rn / %(page)s::bigint
 
--- An order's artifacts are sorted and packed once, tree by tree, then read page by page, so that memory stays flat.
--- name: plan_sort_in_memory
-set local work_mem = '256MB'
-
--- name: plan_pages_create
-create temporary table plan_page (
-    kind text, store_no smallint, page bigint, ids bytea storage external, ordinals bytea storage external,
-    units bytea storage external, purposes bytea storage external, digests bytea storage external,
-    locators text[] storage external
-) on commit drop
-
--- name: plan_places
-select distinct kind, store_no
+-- Which units an order's artifacts are in, and of which images (domain.extents).
+-- name: plan_extents
+select kind, store_no, unit_no, count(*), min(ordinal), max(ordinal)
 from unnest(%(first)s::bigint[], %(end)s::bigint[]) as r(lo, hi) join artifact a on a.ordinal >= r.lo and a.ordinal < r.hi
-order by 1, 2
+group by 1, 2, 3 order by 1, 2, 3
 
--- name: plan_pages_fill
-insert into plan_page
-with chosen as (
-    select a.*, row_number() over (order by unit_no, locator, artifact_id) - 1 as rn
-    from unnest(%(first)s::bigint[], %(end)s::bigint[]) as r(lo, hi) join artifact a on a.ordinal >= r.lo and a.ordinal < r.hi
-    where a.kind = %(kind)s and a.store_no = %(store_no)s
-)
-select %(kind)s, %(store_no)s, rn / %(page)s::bigint,
-       string_agg(int8send(artifact_id), ''::bytea order by rn), string_agg(int8send(ordinal), ''::bytea order by rn),
-       string_agg(int4send(unit_no), ''::bytea order by rn), string_agg(int8send(purposes), ''::bytea order by rn),
-       string_agg(digest, ''::bytea order by rn), array_agg(locator order by rn)
-from chosen group by rn / %(page)s::bigint
-
--- name: plan_pages
-select kind, store_no, page from plan_page order by 1, 2, 3
-
+-- An order's artifacts, some units and images at a time: packed as they lie, and sorted by who asks. All columns of a row
+-- are added at once, so they agree about the order whatever it is.
 -- name: plan_page
-select kind, store_no, page, ids, ordinals, units, purposes, digests, locators from plan_page
-where kind = %(kind)s and store_no = %(store_no)s and page = %(page)s
+select %(kind)s::text, %(store_no)s::smallint,
+       string_agg(int8send(artifact_id), ''::bytea), string_agg(int8send(ordinal), ''::bytea),
+       string_agg(int4send(unit_no), ''::bytea), string_agg(int8send(purposes), ''::bytea) filter (where %(purposes)s),
+       string_agg(digest, ''::bytea), string_agg(int4send(octet_length(locator)), ''::bytea),
+       convert_to(string_agg(locator, ''), 'UTF8')
+from unnest(%(first)s::bigint[], %(end)s::bigint[]) as r(lo, hi) join artifact a on a.ordinal >= r.lo and a.ordinal < r.hi
+where a.kind = %(kind)s and a.store_no = %(store_no)s and a.unit_no between %(first_unit)s and %(last_unit)s
 
 -- name: plan_image_digests
 select string_agg(digest, ''::bytea) from image where ordinal = any(%(ordinals)s::bigint[])

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from expunge.domain import scopefile
+from expunge.domain.errors import Tampered
+from expunge.domain.locators import Locators
+
+STRINGS = st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=6), max_size=12)
+ALIKE = st.integers(0, 5).flatmap(lambda width: st.lists(st.text("ab\0é", min_size=width, max_size=width), max_size=12))
+
+
+@given(STRINGS | ALIKE)
+def test_they_are_a_sequence_of_strings(strings: list[str]) -> None:
+    made = Locators.of(strings)
+    assert len(made) == len(strings)
+    assert made == strings
+    assert list(made) == strings
+    assert [made[at] for at in range(len(made))] == strings
+    assert Locators.of(made) is made
+
+
+@given(STRINGS | ALIKE)
+def test_what_is_packed_is_what_the_scope_file_says(strings: list[str]) -> None:
+    packed = Locators.of(strings).pack()
+    assert packed == scopefile.pack_strings(strings)
+    assert Locators.unpack(packed) == strings
+    for broken in (packed[:-1], packed + b"x"):
+        with pytest.raises(Tampered):
+            Locators.unpack(broken)
+
+
+@given(STRINGS | ALIKE, st.data())
+def test_parts_are_what_they_are_of_a_list(strings: list[str], data: st.DataObject) -> None:
+    made = Locators.of(strings)
+    first, end = data.draw(st.integers(-15, 15)), data.draw(st.integers(-15, 15))
+    step = data.draw(st.sampled_from([1, 2, 3]))
+    assert made[first:end:step] == strings[first:end:step]
+    at = data.draw(st.lists(st.integers(0, len(strings) - 1), max_size=8)) if strings else []
+    assert made.take(np.array(at, np.int64)) == [strings[one] for one in at]
+    assert made[first:end].pack() == scopefile.pack_strings(strings[first:end])
+    assert Locators.joined([made[:2], made[2:], made[first:end]]) == [*strings, *strings[first:end]]
+
+
+def test_text_that_is_none_is_tampered() -> None:
+    with pytest.raises(Tampered, match="UTF-8"):
+        Locators.unpack(scopefile.pack_strings(["ab"])[:-1] + b"\xff")
+
+
+def test_they_do_not_show_themselves() -> None:
+    assert "face" not in repr(Locators.of(["face.jpg"]))
