@@ -11,6 +11,7 @@ import json
 import re
 import sys
 import time
+import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -142,7 +143,13 @@ def main(arguments: list[str]) -> int:
     Path(target).mkdir(exist_ok=True)
     for path in sorted((HERE / "dashboards").glob("*.json")):
         board = json.loads(path.read_text(encoding="utf-8"))
-        drawn = picture(base.rstrip("/"), board, end - 60 * float(minutes), end)
+        try:
+            drawn = picture(base.rstrip("/"), board, end - 60 * float(minutes), end)
+        except urllib.error.URLError as error:
+            sys.stderr.write(
+                f"expected Prometheus to answer at {base}, got: {error.reason}. Start it, or name another\n"
+            )
+            return 4
         (Path(target) / f"{path.stem}.svg").write_text(drawn, encoding="utf-8")
     return 0
 

@@ -13,6 +13,7 @@ import argparse
 import hashlib
 import io
 import os
+import shutil
 import sys
 import zipfile
 import zlib
@@ -60,18 +61,35 @@ def bundle_files(path: Path) -> dict[str, bytes]:
 
 
 def write_bundle(files: Mapping[str, bytes], path: Path) -> None:
-    """Write a bundle: a zip file if `path` ends in .zip, else a directory that must not exist or be empty."""
+    """Write a bundle: a zip file if `path` ends in .zip, else a directory that must not exist or be empty. Raises
+    `Rejected("not-empty")`, and `OSError` when it cannot be written: nothing of it is left behind then."""
     if path.suffix == ".zip":
-        with path.open("xb") as file:
-            file.write(zip_bundle(files))
+        write_whole(path, zip_bundle(files))
         return
     path.mkdir(parents=True, exist_ok=True)
     if any(path.iterdir()):
         raise Rejected("not-empty", "expected an empty directory for the bundle, got one with files")
-    for name, data in files.items():
-        target = path / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(data)
+    try:
+        for name, data in files.items():
+            target = path / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(data)
+    except OSError:
+        for part in path.iterdir():
+            shutil.rmtree(part) if part.is_dir() else part.unlink()
+        raise
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a new file, or none. Raises `OSError`, also for one that is there."""
+    with path.open("xb", buffering=0) as file:
+        try:
+            left = memoryview(data)
+            while left:
+                left = left[file.write(left) :]
+        except OSError:
+            path.unlink()
+            raise
 
 
 def zip_bundle(files: Mapping[str, bytes]) -> bytes:

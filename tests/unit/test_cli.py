@@ -122,6 +122,22 @@ def test_a_missing_setting_of_a_request_is_named(
     assert variable in _one_line(capsys)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "right"), [("EXPUNGE_DATABSE", "EXPUNGE_DATABASE"), ("EXPUNGE_STORE", "EXPUNGE_STORES")]
+)
+@pytest.mark.parametrize(
+    "command", [["models", "list"], ["worker", "purge"], ["serve-api"], ["stores", "check"]], ids=" ".join
+)
+def test_a_variable_that_does_not_exist_is_named_with_the_one_that_was_meant(
+    command: list[str], wrong: str, right: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(wrong, "postgresql://user:a-password@somewhere/expunge")
+    assert main(command) == Exit.CONFIGURATION
+    told = _one_line(capsys)
+    assert f"{wrong} is not a setting; did you mean {right}?" in told
+    assert "a-password" not in told
+
+
 @pytest.mark.parametrize("command", [["status", "0" * 8], ["models", "list"], ["stores", "check"], ["worker", "audit"]])
 def test_a_missing_setting_of_the_deployment_is_named(
     command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

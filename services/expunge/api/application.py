@@ -56,7 +56,9 @@ _CE: Final = ("ce-specversion", "ce-id", "ce-source", "ce-type", "ce-time", "ce-
 RequestId = Annotated[UUID, Path(description="The id that the publisher drew and signed.")]
 Cursor = Annotated[str | None, Query(description="`next` of the page before.", pattern=_CURSOR)]
 Limit = Annotated[int, Query(ge=1, le=MOST, description="Most items.")]
-IfNoneMatch = Annotated[str | None, Header(description="An ETag, to be spared what has not changed.")]
+IfNoneMatch = Annotated[
+    str | None, Header(alias="If-None-Match", description="An ETag, to be spared what has not changed.")
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +251,12 @@ async def submit(
     services: Given,
     token: Annotated[Token, Depends(may(Scope.REQUESTS_SUBMIT))],
     idempotency_key: Annotated[
-        str | None, Header(pattern=_IDEMPOTENCY, description="Any text of yours: the same key and body are taken once.")
+        str | None,
+        Header(
+            alias="Idempotency-Key",
+            pattern=_IDEMPOTENCY,
+            description="Any text of yours: the same key and body are taken once.",
+        ),
     ] = None,
 ) -> shapes.Submitted:
     """Puts the body on Kafka unchanged; 202 once all replicas have it. Handing in the same bytes again is always safe: a
@@ -364,7 +371,7 @@ def _bytes_of(media_type: str, what: str) -> dict[int | str, dict[str, Any]]:
 @_proofs.get(
     "/requests/{request_id}/certificates/{provision}",
     response_class=Response,
-    summary="A certificate, as a bundle that `expunge verify` checks offline",
+    summary="A certificate, as a bundle that is checked offline",
     responses=_bytes_of(_ZIP, "The bundle.") | answers(401, 403, 404, 410, 422, 503),
 )
 async def read_certificate(

@@ -129,7 +129,19 @@ def answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {
         status: {
             "description": HTTPStatus(status).phrase,
-            "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemDetails"}}},
+            "content": {
+                MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemDetails"}, "example": _example(status)}
+            },
         }
         for status in statuses
+    }
+
+
+def _example(status: int) -> dict[str, Any]:
+    """A problem of this status, with the code that it has where nothing more is known."""
+    return {
+        "type": f"urn:expunge:problem:{CODES[status]}",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": "expected ..., got ...",
     }

@@ -6,6 +6,8 @@ dependencies alone and help is quick. Errors are one line on standard error that
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,6 +41,9 @@ Exit codes: 0 done; 1 a negative answer (verification failed, gate not clean, co
 input; 3 configuration error, naming the variable; 4 a server is not reachable, try again; 130 interrupted.
 """
 
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""What the system says when there is no room, in the file system, of the user or in a file."""
+
 
 @dataclass(slots=True)
 class _Flags:
@@ -50,6 +55,19 @@ class _Flags:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
     flags = _Flags()
+    try:
+        code = _run(flags, arguments)
+        sys.stdout.flush()
+    except OSError as error:
+        if flags.debug or error.errno not in _FULL:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python still has would be tried again
+        error_line(f"expected room for what is written, got {os.strerror(error.errno)}: make room, and run this again")
+        return Exit.USAGE
+    return code
+
+
+def _run(flags: _Flags, arguments: Sequence[str] | None) -> int:
     try:
         build(flags)(args=list(sys.argv[1:] if arguments is None else arguments), prog_name="expunge")
     except SystemExit as ended:

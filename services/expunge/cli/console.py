@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -80,11 +81,17 @@ def progress(what: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def write_new(path: Path, data: bytes) -> None:
-    """Write the file that `--out` names. Raises `Rejected("unwritable")`, also for one that is there: nothing is
+def write_new(path: Path, data: bytes, option: str = "--out") -> None:
+    """Write the file that an option names, or none. Raises `Rejected("unwritable")`, also for one that is there: nothing is
     overwritten."""
+    from expunge.verify import write_whole
+
     try:
-        with path.open("xb") as file:
-            file.write(data)
+        write_whole(path, data)
     except OSError as error:
-        raise Rejected("unwritable", f"expected to write a new file at --out, got {type(error).__name__}") from error
+        raise unwritable(f"a new file at {option}", error) from error
+
+
+def unwritable(what: str, error: OSError) -> Rejected:
+    """What could not be written and why, as the system says it: no space left, permission denied, file exists."""
+    return Rejected("unwritable", f"expected to write {what}, got {os.strerror(error.errno or 0)}: nothing was written")

@@ -40,7 +40,10 @@ def reachable() -> Deployment:
     try:
         psycopg.connect(found.settings.database, connect_timeout=CONNECT_SECONDS).close()
     except psycopg.OperationalError as error:
-        raise Retryable("expected PostgreSQL at EXPUNGE_DATABASE to answer, it does not") from error
+        raise Retryable(
+            "expected PostgreSQL at EXPUNGE_DATABASE to answer and to let us in: check that it runs, and the address, user, "
+            "password and database of the URI"
+        ) from error
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from expunge.cli.console import AsJson, document, say
+from expunge.cli.console import AsJson, document, say, unwritable, write_new
 from expunge.domain.errors import Rejected
 from expunge.private import read_secret
 
@@ -46,7 +47,7 @@ def _disclose(app: typer.Typer) -> None:
         try:
             write_bundle({KEY_FILE: encrypt(made.plain, to), f"{made.sweep}.scope": bytes(made.scope_file)}, out)
         except OSError as error:
-            raise Rejected("unwritable", f"expected to write at --out, got {type(error).__name__}") from error
+            raise unwritable("a disclosure at --out", error) from error
         if as_json:
             document({"order": order, "sweep": made.sweep, "out": str(out)})
         else:
@@ -111,8 +112,6 @@ def _write(path: Path, rows: Sequence[tuple[object, ...]]) -> None:
     if str(path) == "-":
         csv.writer(sys.stdout).writerows([head, *rows])
         return
-    try:
-        with path.open("x", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([head, *rows])
-    except OSError as error:
-        raise Rejected("unwritable", f"expected to write a new file at --csv, got {type(error).__name__}") from error
+    written = io.StringIO(newline="")
+    csv.writer(written).writerows([head, *rows])
+    write_new(path, written.getvalue().encode(), "--csv")

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from expunge.cli.console import AsJson, AsJsonLines, Exit, document, finish, progress, say, table
-from expunge.domain.errors import Rejected
+from expunge.cli.console import AsJson, AsJsonLines, Exit, document, finish, progress, say, table, unwritable
 
 if TYPE_CHECKING:
     from expunge.domain.opening import ReceiptReport
@@ -98,7 +97,7 @@ def _certificate(app: typer.Typer) -> None:
         try:
             write_bundle(files, out)
         except OSError as error:
-            raise Rejected("unwritable", f"expected to write a bundle at --out, got {type(error).__name__}") from error
+            raise unwritable("a bundle at --out", error) from error
         size = sum(map(len, files.values()))
         if as_json:
             document({"request": request, "provision": provision, "out": str(out), "files": len(files), "bytes": size})

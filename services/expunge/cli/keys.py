@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from expunge.cli.console import AsJson, document, say, table
+from expunge.cli.console import AsJson, document, say, table, write_new
 from expunge.domain.errors import Misconfigured, Rejected
 
 PEOPLE = (("publisher", "publisher"), ("approver", "approver-1"), ("approver", "approver-2"))
@@ -147,13 +147,7 @@ def _policy(group: typer.Typer) -> None:
         from expunge.readside import trusted
 
         made = asyncio.run(trusted(found))
-        try:
-            with out.open("xb") as file:
-                file.write(trust.dump(made))
-        except OSError as error:
-            raise Rejected(
-                "unwritable", f"expected to write a new file at --out, got {type(error).__name__}"
-            ) from error
+        write_new(out, trust.dump(made))
         if as_json:
             document({"out": str(out), "keys": len(made.keys)})
         else:
