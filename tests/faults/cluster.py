@@ -32,8 +32,10 @@ class Node(EmbeddedKafka):
         changed = {
             "node.id": str(self.number + 1),
             "controller.quorum.voters": self.voters,
-            "controller.quorum.election.timeout.ms": "1000",
-            "broker.session.timeout.ms": "6000",
+            # Three of them on a busy machine: a quorum that is called dead too soon elects for ever.
+            "controller.quorum.election.timeout.ms": "3000",
+            "controller.quorum.fetch.timeout.ms": "6000",
+            "broker.session.timeout.ms": "9000",
             "offsets.topic.replication.factor": str(NODES),
             "transaction.state.log.replication.factor": str(NODES),
             "transaction.state.log.min.isr": "2",

@@ -53,7 +53,7 @@ def _draw(lab: Lab, tally: Tally, until: float, seed: int) -> None:
     points = [one for one in recorded() if one.scenario in crashes.INLINE]
     random.Random(seed).shuffle(points)
     clean: dict[str, Counter[str]] = {}
-    for point in points:
+    for point in crashes.once_each(points):
         scenario = crashes.INLINE[point.scenario]
         if point.scenario not in clean:
             asked, clean[point.scenario] = lab.run(scenario)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import tomllib
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType
+from kafka.errors import KafkaError
 
 from expunge.domain.topics import PURGE, TOPICS
 from expunge.embedded.kafka import LOCK
+from expunge.embedded.process import listening
 from tests.faults.cluster import OLDEST, Cluster, OnTheOldestKafka, OnThreeBrokers
 from tests.faults.ground import Beating, Report, certified
 from tests.faults.small import Small, eventually
@@ -92,14 +95,12 @@ def on_two(bootstrap: str, topic: str) -> None:
 
 
 def partitions(bootstrap: str, topic: str, what: str) -> set[Any]:
-    """What is said of the partitions of a topic, each value once."""
-    admin = KafkaAdminClient(bootstrap_servers=bootstrap)
-    try:
+    """What is said of the partitions of a topic, each value once; nothing while the brokers find each other."""
+    with suppress(KafkaError), closing(KafkaAdminClient(bootstrap_servers=bootstrap)) as admin:
         (found,) = admin.describe_topics([topic])
         values = [one[what] for one in found["partitions"]]
         return {tuple(sorted(value)) if isinstance(value, list) else value for value in values}
-    finally:
-        admin.close()
+    return set()
 
 
 def total(bootstrap: str, topic: str) -> int:
@@ -127,5 +128,6 @@ def test_the_oldest_version_delivers(tmp_path: Path, capsys: pytest.CaptureFixtu
         requests += small.delete_all(people[6:])
         certified(small, requests, report)
         small.embedded.kafka.kill()  # the supervisor brings it back
+        eventually(lambda: listening(int(small.kafka.rpartition(":")[2])) or None, "the broker to be back")
         certified(small, [small.delete(small.register(1)[0])], report)
     assert report.violations == []

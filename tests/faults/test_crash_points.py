@@ -19,6 +19,7 @@ from expunge.settings import Settings
 from expunge.wiring import Deployment
 from tests.faults import crashes
 from tests.faults.crashes import Tally
+from tests.faults.sample import recorded
 
 DAY = date(2026, 1, 2)
 
@@ -32,6 +33,10 @@ def test_every_point_killed_once_leaves_what_a_run_without_a_crash_leaves(tmp_pa
     print(tally.figures(), tally.missed)
     assert tally.violations == []
     assert crashes.unreached(points) == []
+
+
+def test_every_point_of_the_list_is_reached_by_a_scenario_or_has_a_test_of_its_own() -> None:
+    assert crashes.unreached(recorded()) == []
 
 
 KILLED = """
