@@ -149,28 +149,29 @@ def affected(lineage: Lineage, snapshots: Snapshots, scopes: Scopes) -> Affected
     theirs. A set of images is an int (bit per image) in small scopes and a bitmap in large ones: same operators.
     """
     hits, count = _hits(lineage, snapshots, scopes)
-    own: dict[int, Any] = {}
+    own: list[Any] = [None] * len(lineage.walk)
     for pair, hit in hits.items():
         for at in lineage.users[pair]:
-            own[at] = own[at] | hit if at in own else hit
+            own[at] = hit if own[at] is None else own[at] | hit
     tainted: dict[str, Taint] = {}
     void: dict[str, int] = {}
-    sets: dict[int, Any] = {}
-    paths: dict[int, tuple[str, ...]] = {}
-    for at, (name, parents, evaluated) in enumerate(lineage.walk):
-        above = [parent for parent in parents if parent in sets] if parents else parents
-        if at in own:
-            mine = own[at]
-            sets[at] = total = _union(mine, [sets[parent] for parent in above]) if above else mine
-            paths[at] = (name,)
-            tainted[name] = Taint(count(total), count(mine), paths[at])
-        elif above:
-            first, *others = above
-            nearest = min([paths[parent] for parent in above], key=len) if others else paths[first]
-            sets[at] = total = _union(sets[first], [sets[parent] for parent in others])
-            paths[at] = (name, *nearest)
-            tainted[name] = Taint(count(total), 0, paths[at])
-        elif evaluated and (ground := [sets[parent] for parent in evaluated if parent in sets]):
+    sets: list[Any] = []
+    paths: list[tuple[str, ...]] = []
+    made = tuple.__new__  # half the time of what a NamedTuple makes of itself
+    for (name, parents, evaluated), mine in zip(lineage.walk, own, strict=True):
+        total: Any = mine
+        nearest: tuple[str, ...] = ()
+        for parent in parents:
+            if (above := sets[parent]) is not None:
+                total = above if total is None or total is above else total | above
+                if not nearest or len(paths[parent]) < len(nearest):
+                    nearest = paths[parent]
+        path = (name,) if mine is not None else (name, *nearest)
+        sets.append(total)
+        paths.append(path)
+        if total is not None:
+            tainted[name] = made(Taint, (count(total), 0 if mine is None else count(mine), path))
+        elif evaluated and (ground := [sets[parent] for parent in evaluated if sets[parent] is not None]):
             void[name] = count(_union(ground[0], ground[1:]))
     return Affected(tainted, void)
 
