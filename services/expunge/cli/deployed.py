@@ -62,7 +62,11 @@ def ask(question: Callable[[Reader], Awaitable[T]]) -> T:
 
     async def asked() -> T:
         async with reader(found) as opened:
-            return await patient(question, opened)
+
+            async def once() -> T:  # a lambda that gives an awaitable would not be awaited
+                return await question(opened)
+
+            return await patient(once)
 
     return asyncio.run(asked())
 
