@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ import numpy as np
 import pytest
 
 from expunge.adapters.stores import nowhere, table
+from expunge.adapters.stores.s3.locks import HELD
 from expunge.adapters.stores.webdataset import WebDatasetStore
 from expunge.conformance import CrashPoint, StoreConformance
-from expunge.domain.errors import Rejected, Retryable
+from expunge.domain.errors import Rejected
 from expunge.domain.words import Level, Outcome
 from tests.contract.test_stores import DIMENSIONS, VectorLocators, needs_faiss, photo, vector
 from tests.s3servers import VERSITYGW, S3Server, beyond, serving
@@ -93,6 +95,42 @@ class OnS3(StoreConformance):
         self._hide_and_erase(self.open_store(), unit, erased, 1)
         assert not self.raw.list_multipart_uploads(Bucket=self.bucket).get("Uploads")
 
+    def locked(self) -> tuple[str, list[str], dict[str, str]]:
+        """A unit with an old version, in a bucket with object lock: its name, what to erase, and where that version is."""
+        self.bucket = self.server.bucket(lock=True)
+        self.opened = table.open_store(self.server.url(self.bucket, scheme=self.scheme), "units")
+        self.reader = table.open_reader(self.server.url(self.bucket, scheme=self.scheme), "units")
+        unit, erased, _ = self._filled(2, 1)
+        found = self.raw.list_object_versions(Bucket=self.bucket, Prefix=f"photos/{unit}")["Versions"][0]
+        return unit, erased, {"Bucket": self.bucket, "Key": found["Key"], "VersionId": found["VersionId"]}
+
+    def test_an_old_version_under_a_legal_hold_is_blocked_until_it_is_lifted(self) -> None:
+        unit, erased, old = self.locked()
+        self.raw.put_object_legal_hold(**old, LegalHold={"Status": "ON"})
+        erasure = self._hide_and_erase(self.open_store(), unit, erased, 1)
+        assert erasure.outcomes.tolist() == [Outcome.BLOCKED]
+        assert HELD in erasure.residue
+        assert erasure.blocked_until is None, "nobody knows when it is lifted"
+        self.raw.put_object_legal_hold(**old, LegalHold={"Status": "OFF"})
+        again = self.open_store().erase(unit, erased, 2)
+        assert Outcome.BLOCKED not in again.outcomes.tolist()
+        assert self.reader.probe(unit, erased).tolist() == [False]
+        assert self.kept(unit) == 2, "the object and the state, one version each"
+
+    @pytest.mark.parametrize("mode", ["GOVERNANCE", "COMPLIANCE"])
+    def test_an_old_version_under_retention_is_blocked_until_its_date(self, mode: str) -> None:
+        unit, erased, old = self.locked()
+        until = datetime.now(UTC).replace(microsecond=0) + timedelta(days=2)
+        self.raw.put_object_retention(**old, Retention={"Mode": mode, "RetainUntilDate": until})
+        erasure = self._hide_and_erase(self.open_store(), unit, erased, 1)
+        assert erasure.outcomes.tolist() == [Outcome.BLOCKED]
+        if self.server.kind in {"moto", "ministack"}:
+            pytest.skip(
+                "NOT TESTED: the date, for this server does not answer GetObjectRetention; that it blocks is shown"
+            )
+        assert f"versions under object lock in {mode.lower()} mode, until {until:%Y-%m-%dT%H:%M:%SZ}" in erasure.residue
+        assert erasure.blocked_until == until
+
 
 class TestWebDatasetOnS3(OnS3):
     scheme = "wds+s3"
@@ -118,19 +156,6 @@ class TestWebDatasetOnS3(OnS3):
         self.insert("big.tar", big)
         assert self._hide_and_erase(self.open_store(), "big.tar", ["people/1"], 1).outcomes.tolist() == [Outcome.GONE]
         assert self.read("big.tar") == {key: body for key, body in big.items() if key != "people/1"}
-
-    def test_a_locked_old_version_is_no_success(self) -> None:
-        self.bucket = self.server.bucket(lock=True)
-        self.opened = table.open_store(self.server.url(self.bucket, scheme=self.scheme), "units")
-        self.reader = table.open_reader(self.server.url(self.bucket, scheme=self.scheme), "units")
-        unit, erased, _ = self._filled(2, 1)
-        found = self.raw.list_object_versions(Bucket=self.bucket, Prefix=f"photos/{unit}")["Versions"][0]
-        self.raw.put_object_legal_hold(
-            Bucket=self.bucket, Key=found["Key"], VersionId=found["VersionId"], LegalHold={"Status": "ON"}
-        )
-        with pytest.raises(Retryable, match="object lock"):
-            self._hide_and_erase(self.open_store(), unit, erased, 1)
-        assert self.reader.probe(unit, erased).tolist() == [False], "hidden"
 
 
 @needs_faiss

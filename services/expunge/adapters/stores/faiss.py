@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from expunge.adapters.stores import CrashPoint, Rewrite, UnitFile, all_outcomes, nowhere, os_faults, windows
-from expunge.adapters.stores.units import LocalFiles, Unit, UnitFiles, files_of, refuse_rest
+from expunge.adapters.stores.units import LocalFiles, Unit, UnitFiles, Withheld, files_of, refuse_rest
 from expunge.domain.errors import Rejected, Retryable
 from expunge.domain.words import Level, Outcome
 from expunge.ports import Capabilities, Erasure, Outcomes
@@ -290,16 +290,18 @@ class FaissStore(FaissReader):
         outcomes = all_outcomes(len(locators), Outcome.ABSENT_BEFORE)
         level, residue = self.capabilities.max_level, self._files.residue
         with os_faults():
-            if not file.exists():
-                file.forget(fence, _tokens(wanted))
-                return Erasure(outcomes, level, _METHOD, residue)
             try:
+                if not file.exists():
+                    file.forget(fence, _tokens(wanted))
+                    return Erasure(outcomes, level, _METHOD, residue)
                 removed = file.rewrite(
                     fence, lambda old, new: _without(old, new, wanted), _tokens(wanted), self._crash_point
                 )
             except Unsupported:
                 blocked = all_outcomes(len(locators), Outcome.BLOCKED)
                 return Erasure(blocked, Level.ACKNOWLEDGED, "none", (CANNOT_DROP,))
+            except Withheld as kept:
+                return kept.erasure(len(locators), _METHOD, residue)
         outcomes[np.isin(wanted, removed.ids)] = Outcome.GONE
         if removed.is_centroid:
             return Erasure(outcomes, Level.UNREACHABLE, _METHOD, (CENTROID, *residue))

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from expunge.adapters.stores import CrashPoint, Rewrite, all_outcomes, nowhere, os_faults
-from expunge.adapters.stores.units import Unit, UnitFiles
+from expunge.adapters.stores.units import Unit, UnitFiles, Withheld
 from expunge.domain.errors import Rejected
 from expunge.domain.words import Level, Outcome
 from expunge.ports import Capabilities, Erasure, Outcomes
@@ -130,16 +130,18 @@ class RowStore(RowReader):
         outcomes = all_outcomes(len(locators), Outcome.ABSENT_BEFORE)
         level, method, residue = self.capabilities.max_level, self._format.method, self._files.residue
         with os_faults():
-            if not file.exists():
-                file.forget(fence, tokens)
-                return Erasure(outcomes, level, method, residue)
             try:
+                if not file.exists():
+                    file.forget(fence, tokens)
+                    return Erasure(outcomes, level, method, residue)
                 gone = file.rewrite(
                     fence, lambda old, new: self._format.without(old, new, wanted), tokens, self._crash_point
                 )
             except Damaged:
                 outcomes[:] = Outcome.FAILED
                 return Erasure(outcomes, Level.ACKNOWLEDGED, "none", (self._format.damaged,))
+            except Withheld as kept:
+                return kept.erasure(len(locators), method, residue)
         outcomes[np.fromiter((k in gone for k in locators), dtype=np.bool_, count=len(locators))] = Outcome.GONE
         return Erasure(outcomes, level, method, residue)
 

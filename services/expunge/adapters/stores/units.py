@@ -4,13 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from datetime import datetime
 from typing import Final, Protocol, TypeVar
 
-from expunge.adapters.stores import FREE_BLOCKS, OPEN_READERS, CrashPoint, Rewrite, UnitFile, directory_of
-from expunge.domain.errors import Misconfigured
-from expunge.domain.words import Level
+from expunge.adapters.stores import (
+    FREE_BLOCKS,
+    OPEN_READERS,
+    CrashPoint,
+    Rewrite,
+    UnitFile,
+    all_outcomes,
+    directory_of,
+)
+from expunge.domain.errors import Misconfigured, Retryable
+from expunge.domain.words import Level, Outcome
+from expunge.ports import Erasure
 
 T = TypeVar("T")
+
+
+class Withheld(Retryable):
+    """The unit has its new contents, but the store keeps old ones: `why` in fixed words, and until when if it says so."""
+
+    def __init__(self, why: tuple[str, ...], until: datetime | None) -> None:
+        super().__init__("the unit was rewritten, but the store keeps old versions of it (object lock, hold or policy)")
+        self.why, self.until = why, until
+
+    def erasure(self, count: int, method: str, residue: tuple[str, ...]) -> Erasure:
+        """What came of erasing `count` artifacts of the unit: any of them may be in what is kept."""
+        blocked = all_outcomes(count, Outcome.BLOCKED)
+        return Erasure(blocked, Level.ACKNOWLEDGED, method, (*self.why, *residue), self.until)
 
 
 class Unit(Protocol):
@@ -52,11 +75,12 @@ class Unit(Protocol):
         self, fence: int, rebuild: Callable[[str, str], Rewrite[T]], drop: Collection[str], crash_point: CrashPoint
     ) -> T:
         """Erase by `rebuild(old, new)`, losing nothing that is inserted meanwhile; then drop tombstones. Raises
-        `FencedOff`."""
+        `FencedOff`, `Withheld`."""
         ...
 
     def forget(self, fence: int, tokens: Collection[str]) -> None:
-        """What is left to do where the unit itself is gone: what the store keeps of it, and tombstones."""
+        """What is left to do where the unit itself is gone: what the store keeps of it, and tombstones. Raises
+        `FencedOff`, `Withheld`."""
         ...
 
     def count(self, needles: Sequence[bytes]) -> list[int]:

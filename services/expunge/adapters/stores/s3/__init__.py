@@ -49,7 +49,7 @@ _METHOD: Final = "deletion of all versions"
 _NEEDLE_BYTES: Final = 32
 _WHOLE_BYTES: Final = 1 << 18
 """Objects up to this size are read whole for needles, of larger ones ranges."""
-_REFUSED: Final = frozenset({"AccessDenied", "ObjectLocked", "InvalidRequest"})
+REFUSED: Final = frozenset({"AccessDenied", "ObjectLocked", "InvalidRequest"})
 
 
 class S3Reader:
@@ -172,7 +172,7 @@ class S3Store(S3Reader):
         outcomes = all_outcomes(len(locators), Outcome.GONE)
         for index, locator in enumerate(locators):
             outcomes[index] = _outcome(held[locator], settled, all_aborted=aborted.issuperset(held[locator].uploads))
-        refused = [one for one, code in settled.items() if code in _REFUSED]
+        refused = [one for one, code in settled.items() if code in REFUSED]
         why, until = reasons(self._s3, self._place, refused)
         residue = (*why, *([MARKED] if "marked" in settled.values() else ()), FREED if self._place.files else DISKS)
         return Erasure(outcomes, self.capabilities.max_level, _METHOD, residue, until)
@@ -229,7 +229,7 @@ def _files(directories: Sequence[str]) -> Iterator[str]:
 
 def _outcome(held: Held, settled: dict[Version, str], *, all_aborted: bool) -> Outcome:
     codes = {settled[one] for one in held.versions}
-    if codes & _REFUSED:
+    if codes & REFUSED:
         return Outcome.BLOCKED
     if codes - {GONE} or not all_aborted:
         return Outcome.OPEN

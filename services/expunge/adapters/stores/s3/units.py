@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
 from expunge.adapters.stores import CrashPoint, Rewrite, nowhere, parts_of
-from expunge.adapters.stores.s3 import DISKS, FREED, S3Reader, level_of, refuse_at_start, scan_files
+from expunge.adapters.stores.s3 import DISKS, FREED, REFUSED, S3Reader, level_of, refuse_at_start, scan_files
 from expunge.adapters.stores.s3.client import (
     CONFLICTS,
     MISSING,
@@ -30,9 +30,11 @@ from expunge.adapters.stores.s3.client import (
     translated,
     utf8,
 )
-from expunge.adapters.stores.s3.deleting import GONE, LATER, Deleter
+from expunge.adapters.stores.s3.deleting import GONE, Deleter
 from expunge.adapters.stores.s3.listing import Version, uploads, versions
+from expunge.adapters.stores.s3.locks import reasons
 from expunge.adapters.stores.s3.pace import pace_of
+from expunge.adapters.stores.units import Withheld
 from expunge.domain.errors import FencedOff, Misconfigured, Rejected, Retryable
 
 T = TypeVar("T")
@@ -240,7 +242,7 @@ class ObjectUnit:
 
     def _purge(self, fence: int) -> None:
         """Old versions of the unit and of its state, and open uploads: what began before the switch was made of old
-        contents. Raises `Retryable` where the store keeps any of them."""
+        contents. Raises `Withheld` where the store keeps any of them, `Retryable` where that is not settled."""
 
         def guard() -> None:
             self._refuse_older(fence)
@@ -251,10 +253,11 @@ class ObjectUnit:
         old = [one for page in versions(self._s3, self._place, state) for one in page if one.key == state]
         doomed = [*self._kept(), *(one for one in old if not one.latest)]
         settled = deleter.delete(doomed, guard, nowhere)
-        if len(deleter.abort(began)) < len(began) or set(settled.values()) - {GONE}:
-            later = LATER in settled.values()
-            why = "could not be deleted now" if later else "are kept by the store (object lock, hold or policy)"
-            raise Retryable(f"the unit was rewritten, but old versions of it {why}")
+        refused = [one for one, code in settled.items() if code in REFUSED]
+        if len(deleter.abort(began)) < len(began) or set(settled.values()) - {GONE, *REFUSED}:
+            raise Retryable("the unit was rewritten, but old versions of it could not be deleted now")
+        if refused:
+            raise Withheld(*reasons(self._s3, self._place, refused))
 
     # --- fence and tombstones
 
