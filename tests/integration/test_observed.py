@@ -21,7 +21,7 @@ from expunge.domain.events import AuditFailed, AuditPassed
 from expunge.domain.words import Role
 from expunge.pipeline import PIPELINE, WORKERS
 from expunge.wiring import note_audit
-from expunge.wiring.gauges import set_gauges
+from expunge.wiring.gauges import count_requests, set_gauges
 from expunge.wiring.run import measure_clock
 from tests.coordination import FACES, PHOTOS, REWRITES, Deployment, album, deployed, subject
 
@@ -42,6 +42,7 @@ def value(name: str, **labels: str) -> float:
 async def gauged(world: Deployment) -> None:
     async with world.ledger.transaction() as tx:
         await set_gauges(tx, REWRITES)
+        await count_requests(tx)
 
 
 def outside(samples: Iterator[tuple[str, dict[str, str]]], *, stores: set[str]) -> set[str]:

@@ -25,7 +25,7 @@ from expunge.stages.certify import Certify
 from expunge.stages.dispatch import Dispatch
 from expunge.stages.plan import ORDER, PEOPLE, Plan
 from expunge.stages.prove import Attest, Prove
-from expunge.wiring.gauges import set_gauges
+from expunge.wiring.gauges import count_requests, set_gauges
 
 IDLE_SECONDS: Final = 1.0
 ATTEST_SECONDS: Final = 1.0
@@ -68,6 +68,7 @@ class Coordinator:
     _redriven: float = 0.0
     _destroyed: float = -DESTROY_SECONDS
     _gauged: float = 0.0
+    _count: float = 0.0
 
     async def run(self) -> None:
         """Turn until cancelled. A passing fault of the database waits; anything else ends the process."""
@@ -181,3 +182,5 @@ class Coordinator:
             self._gauged = now
             async with self.ledger.transaction() as tx:
                 await set_gauges(tx, self.stores)
+                if now >= self._count:
+                    self._count = now + await count_requests(tx)
