@@ -51,6 +51,9 @@ class StoreReader(Protocol):
 
     A *unit* is what must be rewritten to erase one artifact (directory, shard, index file, table); a *locator* names the
     artifact inside its unit (file name, member name, vector id). Raises `Retryable` when the store cannot be reached.
+
+    Locators come as any sequence of strings; from the workers as `domain.locators.Locators`, of which an adapter that is
+    made for millions may take the flat buffer.
     """
 
     name: str

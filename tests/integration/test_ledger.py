@@ -1,4 +1,4 @@
-"""Arrays of ordinals go to PostgreSQL as they are in memory; statements on their own; what a transaction emits."""
+"""Arrays of ordinals and byte strings go to PostgreSQL as they are in memory; statements on their own; what a transaction emits."""
 
 from __future__ import annotations
 
@@ -77,3 +77,13 @@ async def test_what_a_transaction_emits_is_with_it(database: str) -> None:
         ((identity, message),) = tx.outbox
         assert message.value == dump_event(event)
         assert await ledger.execute("outbox_emitted", ids=[identity], topics=[message.topic]) == 1
+
+
+@pytest.mark.parametrize(
+    "values", [[], [b"a"], [b"", b'\x00\\"{}', bytes(range(256)) * 300], [b"x", None], [None, b"x"]]
+)
+async def test_a_list_of_byte_strings_comes_back_as_it_was(database: str, values: list[bytes | None]) -> None:
+    async with await psycopg.AsyncConnection.connect(database) as connection:
+        await _configure(connection)
+        cursor = await connection.execute("select %s::bytea[], %s::text[], %s::integer[]", (values, ["a", None], [1]))
+        assert await cursor.fetchall() == [(values, ["a", None], [1])]

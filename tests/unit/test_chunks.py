@@ -115,7 +115,7 @@ def test_leaves_of_several_orders_meet_in_one_unit_work() -> None:
     one = doing_of(sealing, SWEEP, [("u", "a"), ("u", "b"), ("v", "c")], excluded=[1])
     other = doing_of(sealing, OTHER, [("u", "a"), ("u", "d")])
     works = gather([one, other], lambda doing: doing.cover & ~doing.excluded())
-    assert [(work.unit, work.locators()) for work in works] == [("u", ["a", "d"]), ("v", ["c"])]
+    assert [(work.unit, list(work.locators())) for work in works] == [("u", ["a", "d"]), ("v", ["c"])]
     works[0].spread(["a", "d"], codes(Outcome.GONE, Outcome.BLOCKED))
     assert [said.tolist() for said in works[0].said] == [[Outcome.GONE], [Outcome.GONE, Outcome.BLOCKED]]
 

@@ -52,3 +52,22 @@ def test_text_that_is_none_is_tampered() -> None:
 
 def test_they_do_not_show_themselves() -> None:
     assert "face" not in repr(Locators.of(["face.jpg"]))
+
+
+NUMBERS = st.integers(0, 2**63 - 1).map(str) | st.integers(0, 10**7).map(str)
+
+
+@given(st.lists(NUMBERS, max_size=8), st.lists(st.text("0123456789-+ ٣x", max_size=21), max_size=1))
+def test_decimals_are_numbers_in_one_spelling(good: list[str], other: list[str]) -> None:
+    strings = [*good, *other]
+    canonical = all(one.isascii() and one.isdigit() and str(int(one)) == one and int(one) < 2**63 for one in strings)
+    found = Locators.of(["x", *strings])[1:].decimals()
+    assert (None if found is None else found.tolist()) == ([int(one) for one in strings] if canonical else None)
+
+
+def test_decimals_end_where_63_bits_do() -> None:
+    found = Locators.of([str(2**63 - 1)]).decimals()
+    assert found is not None
+    assert found.tolist() == [2**63 - 1]
+    assert Locators.of([str(2**63)]).decimals() is None
+    assert Locators.of([str(10**19)]).decimals() is None

@@ -33,6 +33,7 @@ UNSETTLED: Final = (Outcome.OPEN, Outcome.BLOCKED, Outcome.PRESENT)
 """Outcomes after which a later attempt covers the leaf again."""
 
 _IS_UNSETTLED: Final = np.isin(np.arange(256), UNSETTLED)
+_IS_ABSENT: Final = np.isin(np.arange(256), list(FINAL_ABSENT))
 
 DEFER_SECONDS: Final = 1.0
 """How long what met with trouble waits at first."""
@@ -257,7 +258,7 @@ def standing(past: Iterable[Past], leaves: int) -> Outcomes:
         if one.step is Step.ERASE:
             state = np.where(one.outcomes != Outcome.OPEN, one.outcomes, state)
         elif one.step is Step.ABSENCE:
-            gone = np.isin(one.outcomes, list(FINAL_ABSENT)) & np.isin(state, UNSETTLED)
+            gone = _IS_ABSENT[one.outcomes] & _IS_UNSETTLED[state]
             state = np.where(one.outcomes == Outcome.PRESENT, np.uint8(Outcome.OPEN), state)
             state = np.where(gone, one.outcomes, state)
     return state
@@ -265,6 +266,8 @@ def standing(past: Iterable[Past], leaves: int) -> Outcomes:
 
 def covered(past: Sequence[Past], step: Step, leaves: int) -> NDArray[np.bool_]:
     """The leaves that the next attempt of `step` covers."""
+    if not any(one.step is step or (step is Step.ERASE and one.step is Step.ABSENCE) for one in past):
+        return np.ones(leaves, np.bool_)
     state = standing(past, leaves) if step is Step.ERASE else merged(past, step, leaves)
     return _IS_UNSETTLED[state]
 
@@ -299,6 +302,9 @@ def verified(
 
 def encoded(outcomes: Outcomes) -> tuple[tuple[Outcome, int], ...]:
     """Run lengths, as `statement.runs` makes them, without a step per leaf."""
+    flat = outcomes.tobytes()
+    if flat.count(flat[:1]) == len(flat) > 0:  # nearly always
+        return ((Outcome(flat[0]), len(flat)),)
     starts = np.concatenate(([0], np.flatnonzero(np.diff(outcomes)) + 1))
     lengths = np.diff(np.append(starts, len(outcomes)))
     return tuple((Outcome(code), n) for code, n in zip(outcomes[starts].tolist(), lengths.tolist(), strict=True))

@@ -1,7 +1,6 @@
 """Sealed scope files, open: a small cache of them, and runs of chunks read into columns. Blocking: call it in threads.
 
-A file is used only if its SHA-256 is the one that the published scope statement names. Nothing here is per artifact
-except the list of locators, which the store calls take as it is.
+A file is used only if its SHA-256 is the one that the published scope statement names. Nothing here is per artifact.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ import numpy as np
 from expunge.domain import leaf, merkle, scopefile
 from expunge.domain.errors import Rejected, Tampered
 from expunge.domain.limits import CHUNK_LEAVES
+from expunge.domain.locators import Locators
 from expunge.domain.words import Kind
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Run:
     first_chunk: int
     units: list[str]
     unit: NDArray[np.uint32]
-    locators: list[str]
+    locators: Locators
     hashes: tuple[bytes, ...]
 
     @property
@@ -110,14 +110,16 @@ class OpenScope:
         if tree >= len(self.trees) or not 0 <= first_chunk < end_chunk <= self.trees[tree].chunks:
             raise Rejected("no-such-chunk", f"expected chunks of tree {tree}, got {first_chunk} to {end_chunk}")
         units: list[NDArray[np.uint32]] = []
-        locators: list[str] = []
+        locators: list[Locators] = []
         hashes = []
         for chunk in range(first_chunk, end_chunk):
             columns = scopefile.unpack_columns(self._file.section(f"{tree}/{chunk}"))
             units.append(np.frombuffer(columns["unit"], "<u4"))
-            locators += scopefile.unpack_strings(columns["locator"])
-            hashes.append(bytes(columns["hashes"]))
-        return Run(tree, first_chunk, self._unit_names(tree), np.concatenate(units), locators, tuple(hashes))
+            locators.append(Locators.unpack(columns["locator"]))
+            hashes.append(columns["hashes"])
+        return Run(
+            tree, first_chunk, self._unit_names(tree), np.concatenate(units), Locators.joined(locators), tuple(hashes)
+        )  # fmt: skip
 
     def overlaps(self, tree: int) -> NDArray[np.uint32]:
         """Leaves of a tree that an earlier, still open sweep holds too."""

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import compress, pairwise
+from itertools import pairwise
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -16,6 +16,7 @@ from expunge.chunks.scopes import OpenScope, Run
 from expunge.domain import merkle
 from expunge.domain.errors import FencedOff, Rejected, Retryable
 from expunge.domain.limits import CHUNK_LEAVES
+from expunge.domain.locators import Locators
 from expunge.domain.words import Step
 from expunge.ports import Outcomes
 
@@ -101,7 +102,7 @@ class Part:
     first: int
     end: int
     at: slice | NDArray[np.intp]
-    locators: list[str]
+    locators: Locators
 
     def chunks(self) -> range:
         """The chunks that the unit's leaves are in, counted from the run's first."""
@@ -125,11 +126,11 @@ class UnitWork:
     def leaves(self) -> int:
         return sum(len(part.locators) for part in self.parts)
 
-    def locators(self) -> list[str]:
+    def locators(self) -> Locators:
         """All of them, each once, sorted where several orders meet."""
         if len(self.parts) == 1:
             return self.parts[0].locators
-        return sorted({locator for part in self.parts for locator in part.locators})
+        return Locators.of(sorted({locator for part in self.parts for locator in part.locators}))
 
     def spread(self, locators: Sequence[str], said: NDArray[np.uint8]) -> None:
         """Give each part what was said of its own among `locators`."""
@@ -159,7 +160,8 @@ def _part(doing: Doing, mask: NDArray[np.bool_], first: int, end: int, *, everyt
         return Part(doing, first, end, slice(first, end), locators)
     if not here.any():
         return None
-    return Part(doing, first, end, np.flatnonzero(here) + first, list(compress(locators, here.tolist())))
+    at = np.flatnonzero(here)
+    return Part(doing, first, end, at + first, locators.take(at))
 
 
 async def call_all(works: list[UnitWork], call: Callable[[UnitWork], None], threads: int) -> None:

@@ -21,6 +21,10 @@ _HEAD: Final = 4
 _CONTINUES: Final = 0x80
 """Top bits of the bytes that begin no character of UTF-8, under the mask `_TOP`."""
 _TOP: Final = 0xC0
+_ZERO: Final = ord("0")
+_DIGITS: Final = 19
+"""Of the largest number of 63 bits."""
+_LARGEST: Final = np.uint64(2**63 - 1)
 
 
 class Locators(Sequence[str]):
@@ -115,6 +119,26 @@ class Locators(Sequence[str]):
             return rows.tobytes()[:-1].decode().split("\0")
         text = flat.decode()
         return [text[first:end] for first, end in pairwise((self.bounds - self.bounds[0]).tolist())]
+
+    def decimals(self) -> I64 | None:
+        """(n) the numbers that they are in decimal, or None unless all are in [0, 2**63), without leading zeros or any
+        other sign."""
+        lengths, data = self.lengths, np.frombuffer(self.data, np.uint8)
+        if not len(lengths):
+            return np.zeros(0, np.int64)
+        if lengths.min() < 1 or lengths.max() > _DIGITS:
+            return None
+        first = data[self.bounds[:-1]]
+        if ((first == _ZERO) & (lengths > 1)).any():
+            return None
+        numbers = np.zeros(len(lengths), np.uint64)
+        for place in range(int(lengths.max())):
+            mine = np.flatnonzero(lengths > place)
+            digits = data[self.bounds[mine] + place] - np.uint8(_ZERO)  # below the digits it wraps, to above them
+            if (digits > 9).any():  # noqa: PLR2004 - the largest digit
+                return None
+            numbers[mine] = numbers[mine] * np.uint64(10) + digits
+        return None if (numbers > _LARGEST).any() else numbers.astype(np.int64)
 
     def __len__(self) -> int:
         return len(self.bounds) - 1

@@ -223,7 +223,8 @@ class Dispatch:
         )  # fmt: skip
         if not rows:
             return
-        for sweep_id, tree, _chunk, step, _attempt, _envelope, outcomes in rows:
+        for (sweep_id, tree, step), some in groupby(rows, key=itemgetter(0, 1, 3)):
+            outcomes = b"".join([row[6] for row in some])
             for code, count in enumerate(np.bincount(np.frombuffer(outcomes, np.uint8)).tolist()):
                 if count:
                     outcome = Outcome(code).name.lower()

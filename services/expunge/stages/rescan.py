@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -220,10 +220,8 @@ class Rescan:
             if doing.later is None:
                 cut[doing] = await asyncio.to_thread(self._keep, doing, cut[doing])
         for doing in doings:
-            leaves = {needle.index for needle in cut.get(doing, ())}
-            for chunk in range(len(doing.findings)):
-                first = doing.run.start + chunk * CHUNK_LEAVES
-                count = sum(first <= leaf < first + CHUNK_LEAVES for leaf in leaves)
+            leaves = {needle.index - doing.run.start for needle in cut.get(doing, ())}
+            for chunk, count in enumerate(_by_chunk(leaves, len(doing.findings))):
                 doing.found(chunk, Finding(Level.ACKNOWLEDGED, "probe+scan" if count else "probe", (), count))
 
     def _drawn(self, doing: Doing, root: bytes) -> NDArray[np.bool_]:
@@ -357,11 +355,11 @@ class Rescan:
             outcomes[(outcomes == Outcome.PRESENT) | (outcomes == Outcome.OPEN)] = Outcome.FAILED
         able = self._readers[doing.store].capabilities
         highest, alone = able.max_level, not able.rewrites_unit
-        for chunk in range(len(doing.findings)):
-            here = range(chunk * CHUNK_LEAVES, (chunk + 1) * CHUNK_LEAVES)
-            count = sum(leaf in here for leaf in scanned)
+        counts = _by_chunk(scanned, len(doing.findings))
+        spoilt = _by_chunk(hit | missed, len(doing.findings))
+        for chunk, count in enumerate(counts):
             # Where each artifact is a file or object of its own, a listing without it is the store's files without it.
-            clean = (count or alone) and not any(leaf in here for leaf in hit | missed)
+            clean = (count or alone) and not spoilt[chunk]
             level, residue = _of_executor(doing.claim.past.get(doing.order.first_chunk + chunk, ()))
             reached = min(Level.FILE_ABSENT if clean else Level.UNREACHABLE, highest, level)
             method = ("listing" if alone else "probe") + ("+scan" if count else "")
@@ -411,6 +409,12 @@ def _final(doing: Doing) -> NDArray[np.uint8]:
     """The outcome of every leaf: of this attempt where it covers the leaf, else of the last that did."""
     before = doing.joined(lambda past, n: merged(past, Step.ABSENCE, n))
     return np.where(doing.cover, doing.outcomes, before).astype(np.uint8)
+
+
+def _by_chunk(leaves: Collection[int], chunks: int) -> list[int]:
+    """How many of a run's positions are in each of its chunks."""
+    at = np.fromiter(leaves, np.int64, len(leaves)) // CHUNK_LEAVES
+    return np.bincount(at, minlength=chunks).tolist()  # type: ignore[no-any-return] # numpy's tolist
 
 
 def _mask(leaves: Iterable[int], count: int) -> NDArray[np.bool_]:

@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Final, LiteralString, Self, cast
 import numpy as np
 import psycopg
 from psycopg import sql
-from psycopg.adapt import Buffer, Dumper
+from psycopg.abc import Buffer, DumperKey
+from psycopg.adapt import Dumper, PyFormat
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import Format
+from psycopg.types.array import ListDumper
 from psycopg.types.json import set_json_dumps
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_random_exponential
@@ -43,6 +45,9 @@ _KEEPALIVES: Final = {
     "tcp_user_timeout": 60_000,
 }
 """A server that vanished without a word (its machine lost, its address another's) is missed after a minute."""
+
+_NULL: Final = struct.pack(">i", -1)
+"""Length of an array's element that is null."""
 
 _PASSING: Final = (
     psycopg.errors.SerializationFailure,
@@ -217,9 +222,35 @@ class _Int64s(Dumper):
         return head + items.tobytes()
 
 
+class _Lists(ListDumper):
+    """As psycopg dumps lists, but for byte strings: these it would escape as text one by one, and twice their size."""
+
+    def get_key(self, obj: list[object], format: PyFormat) -> DumperKey:  # noqa: A002 - psycopg's name
+        return (self.cls, bytes) if obj and type(obj[0]) is bytes else super().get_key(obj, format)
+
+    def upgrade(  # type: ignore[override] # any dumper will do
+        self, obj: list[object], format: PyFormat  # noqa: A002 - psycopg's name
+    ) -> Dumper:  # fmt: skip
+        return _ByteStrings(self.cls) if obj and type(obj[0]) is bytes else super().upgrade(obj, format)
+
+
+class _ByteStrings(Dumper):
+    """A list of byte strings as bytea[], in PostgreSQL's binary format (`array_recv`)."""
+
+    format = Format.BINARY
+    oid = psycopg.postgres.types["bytea"].array_oid
+
+    def dump(self, obj: list[bytes | None]) -> Buffer:
+        """The first of them is not None."""
+        head = struct.pack(">iiI", 1, int(None in obj), psycopg.postgres.types["bytea"].oid)
+        parts = [part for one in obj for part in ((_NULL,) if one is None else (struct.pack(">i", len(one)), one))]
+        return b"".join([head, struct.pack(">ii", len(obj), 1), *parts])
+
+
 async def _configure(connection: psycopg.AsyncConnection) -> None:
     set_json_dumps(canonical.dumps, connection)
     connection.adapters.register_dumper(np.ndarray, _Int64s)
+    connection.adapters.register_dumper(list, _Lists)
 
 
 def migrations() -> list[tuple[int, str]]:

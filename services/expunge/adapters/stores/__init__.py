@@ -12,6 +12,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
@@ -19,9 +20,12 @@ from urllib.parse import unquote, urlsplit
 from uuid import uuid4
 
 import numpy as np
+from numpy.typing import NDArray
 
+from expunge.adapters.stores.tombstones import Tombstones
 from expunge.crashing import store_point
 from expunge.domain.errors import FencedOff, Misconfigured, Rejected, Retryable
+from expunge.domain.locators import Locators
 from expunge.domain.words import Outcome
 from expunge.ports import Outcomes
 
@@ -84,13 +88,12 @@ def directory_of(url: str) -> str:
 
 def refuse_hostile_names(locators: Sequence[str]) -> None:
     """Each locator must be one file name. Checked in bulk: this runs for millions."""
-    joined = "\0".join(locators)
-    if (
-        "/" in joined
-        or joined.count("\0") != max(len(locators) - 1, 0)
-        or not {"", ".", ".."}.isdisjoint(locators)
-        or not _encodable(joined)
-    ):
+    try:
+        names = Locators.of(locators)
+    except UnicodeEncodeError:
+        names = Locators.of(("",))  # as hostile as a lone surrogate, which no file name of ours has
+    flat, short = names.flat, np.flatnonzero(names.lengths <= len(".."))
+    if b"/" in flat or b"\0" in flat or not {"", ".", ".."}.isdisjoint(names[at] for at in short.tolist()):
         raise Rejected("hostile-locator", "expected plain file names as locators, got a path, an empty name or a NUL")
 
 
@@ -217,7 +220,7 @@ def _count_by_anchor(counts: dict[bytes, int], size: int) -> Callable[[bytes, in
             at = max(words, key=lambda i: len(set(needle[i : i + size]) - {0, 255})) if len(words) > 1 else place
             by_anchor.setdefault(int.from_bytes(needle[at : at + size], "little"), []).append((at, needle))
     kind, spread = np.dtype(f"<u{size}"), _SPREAD[size]
-    anchors = np.array(list(by_anchor), dtype=kind)
+    anchors = np.sort(np.array(list(by_anchor), dtype=kind))
     bits = min(max((len(anchors) << 6).bit_length(), 18), 20)  # few false alarms, and it stays in the cache
     shift = kind.type(8 * size - bits)
     table = np.zeros(1 << bits, dtype=np.bool_)
@@ -228,6 +231,7 @@ def _count_by_anchor(counts: dict[bytes, int], size: int) -> Callable[[bytes, in
         hashes = words * spread
         hashes >>= shift
         near = np.flatnonzero(table.take(hashes.view(f"<i{size}")))
+        near = near[_among(words[near], anchors)]
         for position, word in zip((near * size).tolist(), words[near].tolist(), strict=True):
             for at, needle in by_anchor.get(word, ()):
                 start = position - at
@@ -235,6 +239,12 @@ def _count_by_anchor(counts: dict[bytes, int], size: int) -> Callable[[bytes, in
                     counts[needle] += 1
 
     return count
+
+
+def _among(words: NDArray[np.unsignedinteger], ranked: NDArray[np.unsignedinteger]) -> NDArray[np.bool_]:
+    """Which of a few words are among the `ranked` (ascending, one at least)."""
+    found: NDArray[np.bool_] = ranked[np.minimum(np.searchsorted(ranked, words), len(ranked) - 1)] == words
+    return found
 
 
 # --- one unit held as one file, rewritten under a fence
@@ -307,28 +317,29 @@ class UnitFile:
         found = os.stat(self.path)
         return Contents(self._state()[1], found.st_ino, found.st_size, found.st_mtime_ns)
 
-    def hidden(self) -> frozenset[str]:
-        """The tombstones. A torn last line is no token: its hide did not return."""
+    def hidden(self) -> Tombstones:
+        """The tombstones."""
         try:
-            with open(self.path + ".hidden", encoding="ascii", errors="replace") as f:
-                return frozenset(line for line in f.read().split("\n") if len(line) == self._token_chars)
+            with open(self.path + ".hidden", "rb") as f:
+                return Tombstones.read(f.read(), self._token_chars)
         except FileNotFoundError:
-            return frozenset()
+            return Tombstones(b"", self._token_chars)
 
-    def hide(self, choose: Callable[[frozenset[str]], Collection[str]], crash_point: CrashPoint) -> None:
+    def hide(self, choose: Callable[[AbstractSet[str]], Collection[str]], crash_point: CrashPoint) -> None:
         """Add the tombstones that `choose` names, given those that are there, durably."""
         with self.locked():
             self._hide(choose(self.hidden()))
             crash_point("hidden")
 
-    def _hide(self, tokens: Collection[str]) -> None:
-        if not tokens:
+    def _hide(self, chosen: Collection[str]) -> None:
+        tokens = Tombstones.of(chosen, self._token_chars)
+        if not tokens.packed:
             return
         path = self.path + ".hidden"
         fresh = not os.path.exists(path)
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         try:
-            _write_all(fd, ("\n" + "\n".join(tokens) + "\n").encode("ascii"))
+            _write_all(fd, tokens.lines())
             os.fsync(fd)
         finally:
             os.close(fd)
@@ -338,9 +349,9 @@ class UnitFile:
     def unhide(self, tokens: Collection[str]) -> None:
         """Drop tombstones whose artifacts are gone. Call it locked."""
         before = self.hidden()
-        after = before.difference(tokens)
-        if after != before:
-            self._put(".hidden", "".join(f"{token}\n" for token in sorted(after)))
+        after = before.without(tokens)
+        if len(after.packed) < len(before.packed):
+            self._put(".hidden", after.lines().removeprefix(b"\n") if after.packed else b"")
 
     def claim(self, fence: int) -> None:
         """Note the fence, refuse a lower one, and drop what earlier holders left half written. Call it locked."""
@@ -359,7 +370,7 @@ class UnitFile:
                 self.claim(fence)
                 self.unhide(tokens)
 
-    def replace(self, make: Callable[[str | None, frozenset[str], str], None]) -> None:
+    def replace(self, make: Callable[[str | None, AbstractSet[str], str], None]) -> None:
         """The product's way to change the file: `make` writes new contents, from the old ones (None: there are none) and
         the tombstones, into the file that it is given; then next generation, then the switch."""
         with os_faults():
@@ -420,13 +431,13 @@ class UnitFile:
         return int(fence), int(generation)
 
     def _put_state(self, fence: int, generation: int) -> None:
-        self._put(".state", f"{fence} {generation}\n")
+        self._put(".state", b"%d %d\n" % (fence, generation))
 
-    def _put(self, side: str, text: str) -> None:
+    def _put(self, side: str, data: bytes) -> None:
         temp = self.temp_path()
         fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
-            _write_all(fd, text.encode("ascii"))
+            _write_all(fd, data)
             os.fsync(fd)
         finally:
             os.close(fd)

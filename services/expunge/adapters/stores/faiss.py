@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from enum import Enum, auto
 from threading import Lock
@@ -21,8 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from expunge.adapters.stores import CrashPoint, Rewrite, UnitFile, all_outcomes, nowhere, os_faults, windows
+from expunge.adapters.stores.tombstones import Tombstones
 from expunge.adapters.stores.units import LocalFiles, Unit, UnitFiles, Withheld, files_of, refuse_rest
 from expunge.domain.errors import Rejected, Retryable
+from expunge.domain.locators import Locators
 from expunge.domain.words import Level, Outcome
 from expunge.ports import Capabilities, Erasure, Outcomes
 
@@ -258,7 +261,7 @@ class FaissStore(FaissReader):
         """Insert, in the place of vectors with the same ids. A missing index is made: Flat, L2."""
         ids, vectors = np.ascontiguousarray(ids, np.int64), np.ascontiguousarray(vectors, np.float32)
 
-        def with_them(old: str | None, hidden: frozenset[str], new: str) -> None:
+        def with_them(old: str | None, hidden: AbstractSet[str], new: str) -> None:
             if np.isin(ids, _as_ids(hidden)).any():
                 raise Rejected("hidden-artifact", "expected new ids, got one that is hidden and awaits erasure")
             index = _read(old) if old is not None else _new(vectors.shape[1])
@@ -273,7 +276,7 @@ class FaissStore(FaissReader):
         file = self._file(unit)
         outcomes = all_outcomes(len(locators), Outcome.ABSENT_BEFORE)
 
-        def choose(tokens: frozenset[str]) -> list[str]:
+        def choose(tokens: AbstractSet[str]) -> Tombstones:
             known = np.isin(wanted, _as_ids(tokens))
             there = np.isin(wanted, self._look(file).held) | known
             outcomes[there] = Outcome.GONE
@@ -329,25 +332,25 @@ def open_reader(url: str, name: str) -> FaissReader:
 def _ids(locators: Sequence[str]) -> Ids:
     # canonical only: "07" and "7" would be two leaves for one vector; checked in bulk, this runs for millions
     try:
-        ids = np.fromiter(map(int, locators), dtype=np.int64, count=len(locators))
-    except (ValueError, OverflowError):
-        ids = np.full(len(locators), -1)
-    if (ids < 0).any() or " ".join(map(str, ids.tolist())) != " ".join(locators):
+        ids = Locators.of(locators).decimals()
+    except UnicodeEncodeError:
+        ids = None
+    if ids is None:
         raise Rejected("hostile-locator", "expected vector ids in decimal, 0 to 2**63 - 1, without leading zeros")
     return ids
 
 
-def _tokens(ids: Ids) -> list[str]:
-    digits = ids.astype(">i8").tobytes().hex()
-    return [digits[at : at + _TOKEN_CHARS] for at in range(0, len(digits), _TOKEN_CHARS)]
+def _tokens(ids: Ids) -> Tombstones:
+    return Tombstones(ids.astype(">i8").tobytes().hex().encode("ascii"), _TOKEN_CHARS)
 
 
 def _hidden_ids(file: Unit) -> Ids:
     return _as_ids(file.hidden())
 
 
-def _as_ids(tokens: frozenset[str]) -> Ids:
-    return np.frombuffer(bytes.fromhex("".join(tokens)), ">i8").astype(np.int64)
+def _as_ids(tokens: AbstractSet[str]) -> Ids:
+    packed = Tombstones.of(tokens, _TOKEN_CHARS).packed
+    return np.frombuffer(bytes.fromhex(packed.decode("ascii")), ">i8").astype(np.int64)
 
 
 def _places(held: Ids, ids: Ids) -> Ids:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any, Final
 
 import pyarrow as pa
@@ -59,7 +60,7 @@ class ParquetStore(RowStore, ParquetReader):
     def append(self, unit: str, rows: Sequence[Mapping[str, Any]], *, schema: Any = None) -> None:  # noqa: ANN401
         """Add rows. A missing file is made, of `schema` or of what the rows look like."""
 
-        def with_them(old: str | None, hidden: frozenset[str], new: str) -> None:
+        def with_them(old: str | None, hidden: AbstractSet[str], new: str) -> None:
             for row in rows:
                 refuse_hidden(str(row[self._column]), hidden)
             before = _table(old) if old is not None else None

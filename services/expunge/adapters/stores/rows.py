@@ -6,6 +6,7 @@ A `Format` knows how one such file is read and written; where it lies is the bus
 from __future__ import annotations
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from hashlib import blake2b
 from typing import Final, Protocol
 
@@ -111,12 +112,12 @@ class RowStore(RowReader):
         tokens = [token(key) for key in locators]
         outcomes = all_outcomes(len(locators), Outcome.ABSENT_BEFORE)
 
-        def choose(hidden: frozenset[str]) -> frozenset[str]:
+        def choose(hidden: AbstractSet[str]) -> AbstractSet[str]:
             keys = self._keys(file)
             for index, (key, one) in enumerate(zip(locators, tokens, strict=True)):
                 if key in keys or one in hidden:
                     outcomes[index] = Outcome.GONE
-            return frozenset(t for t, o in zip(tokens, outcomes, strict=True) if o == Outcome.GONE) - hidden
+            return {t for t, o in zip(tokens, outcomes, strict=True) if o == Outcome.GONE} - hidden
 
         with os_faults():
             if file.exists():
@@ -151,7 +152,7 @@ def token(key: str) -> str:
     return blake2b(key.encode("utf-8", "surrogateescape"), digest_size=TOKEN_CHARS // 2).hexdigest()
 
 
-def refuse_hidden(key: str, hidden: frozenset[str]) -> None:
+def refuse_hidden(key: str, hidden: AbstractSet[str]) -> None:
     """Raises `Rejected` where the product inserts what awaits erasure."""
     if token(key) in hidden:
         raise Rejected("hidden-artifact", "expected new samples, got a key that is hidden and awaits erasure")

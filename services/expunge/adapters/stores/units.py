@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import Final, Protocol, TypeVar
@@ -58,15 +59,15 @@ class Unit(Protocol):
         """Local paths, each until the next, of earlier contents that the store still keeps."""
         ...
 
-    def hidden(self) -> frozenset[str]:
+    def hidden(self) -> AbstractSet[str]:
         """The tombstones."""
         ...
 
-    def hide(self, choose: Callable[[frozenset[str]], Collection[str]], crash_point: CrashPoint) -> None:
+    def hide(self, choose: Callable[[AbstractSet[str]], Collection[str]], crash_point: CrashPoint) -> None:
         """Add the tombstones that `choose` names, given those that are there, durably."""
         ...
 
-    def replace(self, make: Callable[[str | None, frozenset[str], str], None]) -> None:
+    def replace(self, make: Callable[[str | None, AbstractSet[str], str], None]) -> None:
         """The product's way to change it: `make(old, tombstones, new)` writes the file `new`, from `old` if there is
         one. It may be called again when somebody else was first."""
         ...

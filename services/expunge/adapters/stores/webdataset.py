@@ -12,6 +12,7 @@ import os
 import re
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import BinaryIO, Final
@@ -213,7 +214,7 @@ def _end_of_archive(at: int) -> bytes:
 
 
 def _refusing(
-    hidden: frozenset[str], samples: Iterable[tuple[str, Mapping[str, bytes]]]
+    hidden: AbstractSet[str], samples: Iterable[tuple[str, Mapping[str, bytes]]]
 ) -> Iterator[tuple[str, Mapping[str, bytes]]]:
     for key, parts in samples:
         _refuse_hostile_keys([key])

@@ -12,6 +12,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
@@ -132,11 +133,11 @@ class ObjectUnit:
     def hidden(self) -> frozenset[str]:
         return self._state().hidden
 
-    def hide(self, choose: Callable[[frozenset[str]], Collection[str]], crash_point: CrashPoint) -> None:
+    def hide(self, choose: Callable[[AbstractSet[str]], Collection[str]], crash_point: CrashPoint) -> None:
         self._change(lambda state: replace(state, hidden=state.hidden.union(choose(state.hidden))))
         crash_point("hidden")
 
-    def replace(self, make: Callable[[str | None, frozenset[str], str], None]) -> None:
+    def replace(self, make: Callable[[str | None, AbstractSet[str], str], None]) -> None:
         for _ in range(_TRIES):
             with ExitStack() as stack:
                 try:
