@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -146,7 +146,8 @@ def _orders(orders: list[Mapping[str, Any]], console: Console) -> None:
         table.add_row("each more", "", "", f"{wall / floor:.1f}", f"{wall:.1f}", f"{floor:.1f}")
     console.print(table)
     _stages({f"{one['system']['images']:,}": one["system"] for one in orders}, "seconds", 1.0, console)
-    _cpu({f"{one['system']['images']:,}": (one["system"], one["system"]["images"]) for one in orders}, "image", console)
+    _cpu({f"{one['system']['images']:,}": (one["system"], one["system"]["images"]) for one in orders}, "image", console,
+         [one["floor"]["cpu"] for one in orders])  # fmt: skip
 
 
 def _requests(requests: Mapping[str, Any], console: Console) -> None:
@@ -178,9 +179,18 @@ def _stages(runs: Mapping[str, Mapping[str, Any]], unit: str, factor: float, con
     console.print(table)
 
 
-def _cpu(runs: Mapping[str, tuple[Mapping[str, Any], int]], per: str, console: Console) -> None:
+def _cpu(
+    runs: Mapping[str, tuple[Mapping[str, Any], int]], per: str, console: Console, floors: Sequence[float] = ()
+) -> None:
+    """CPU by worker and server; beside it, if given, seconds that each run's floor took."""
     table = Table("CPU", *runs, title=f"CPU, us per {per}")
     for name in list(dict.fromkeys(name for one, _ in runs.values() for name in one["cpu"])):
         table.add_row(name, *(f"{one['cpu'].get(name, 0.0) / count * 1e6:,.1f}" for one, count in runs.values()))
     table.add_row("all", *(f"{sum(one['cpu'].values()) / count * 1e6:,.1f}" for one, count in runs.values()))
+    if floors:
+        each = [
+            (sum(one["cpu"].values()), floor, count) for (one, count), floor in zip(runs.values(), floors, strict=True)
+        ]
+        table.add_row("floor", *(f"{floor / count * 1e6:,.1f}" for _, floor, count in each))
+        table.add_row("ratio", *(f"{used / floor:.2f}" for used, floor, _ in each))
     console.print(table)

@@ -216,7 +216,11 @@ class Proofs:
         self._changed = threading.Condition()
         self._stop = threading.Event()
         self._consumer = KafkaConsumer(
-            bootstrap_servers=bootstrap, enable_auto_commit=False, fetch_max_wait_ms=5, max_poll_records=2000
+            # The broker answers as soon as there is something, whatever the longest wait: a short one only keeps it busy.
+            bootstrap_servers=bootstrap,
+            enable_auto_commit=False,
+            fetch_max_wait_ms=200,
+            max_poll_records=2000,
         )
         parts = [TopicPartition(topic.name, number) for number in range(topic.partitions)]
         self._consumer.assign(parts)

@@ -513,8 +513,8 @@ def _claims(
 
 
 def _claimed_leaves(whole: sweeps.Claims, count: int) -> tuple[I64, I64]:
-    """Claimed leaves, counted among those in scope, by request; and whose each is."""
-    owner = np.repeat(np.arange(count), np.diff(whole.leaf_offset))
+    """Claimed leaves, counted among those in scope, by request; and whose each is, if there are several."""
+    owner = np.repeat(np.arange(count), np.diff(whole.leaf_offset)) if count > 1 else np.zeros(0, np.int64)
     if whole.in_scope.all():
         return whole.leaf, owner
     rank = np.cumsum(whole.in_scope) - 1

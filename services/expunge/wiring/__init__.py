@@ -6,6 +6,7 @@ Here mypy proves that adapters fit their ports.
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
@@ -239,6 +240,9 @@ def build_worker(name: str, settings: Settings) -> HostedWorker:
         await broker.start()
         await host.recover()
         metrics.BUILD.info({"version": __version__})
+        # What a worker is made of stays: each full collection would walk it again, some 50 ms at a time.
+        gc.collect()
+        gc.freeze()
 
     parked = partial(retry_parked, host)
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pyroaring import BitMap64
 
 from expunge.domain import sweep as sweeps
+from expunge.domain.errors import Retryable
 from expunge.domain.limits import CHUNK_LEAVES
 from expunge.domain.scopefile import unpack_columns
 from expunge.domain.sweep import I64
@@ -106,14 +107,22 @@ async def drop_rows(sweep: Sweep, done: Sequence[Finished], tx: Tx, dropped: I64
 
 
 async def _drop_blocks(sweep: Sweep, first: list[int], end: list[int], tx: Tx) -> None:
-    """All rows of images that are verified absent, but for artifacts that came after the scope was sealed, and theirs."""
-    await tx.execute(
-        "certify_drop_artifact_ranges", first=first, end=end, last=sweep.last_artifact, sweep_id=sweep.sweep_id,
-    )  # fmt: skip
-    ((late,),) = await tx.fetch("certify_late_images", first=first, end=end, last=sweep.last_artifact)
-    gone = await tx.fetch("certify_drop_image_blocks", first=first, end=end, late=late)
-    await tx.execute("certify_drop_subject_blocks", first=first, end=end, late=late)
-    await _entomb(sweep, gone, tx)
+    """All rows of images that are verified absent, but for artifacts that came after the scope was sealed, and theirs.
+
+    Raises `Retryable` when others change these rows at the same time: what was counted must be what went.
+    """
+    ranges: dict[str, Any] = {"first": first, "end": end}
+    ((counted,),) = await tx.fetch(
+        "certify_count_artifact_ranges", **ranges, last=sweep.last_artifact, sweep_id=sweep.sweep_id
+    )
+    went = await tx.execute("certify_drop_artifact_ranges", **ranges, last=sweep.last_artifact)
+    ((late,),) = await tx.fetch("certify_late_images", **ranges, last=sweep.last_artifact)
+    images = await tx.fetch("certify_image_blocks", **ranges, late=late)
+    gone = await tx.execute("certify_drop_image_blocks", **ranges, late=late)
+    if (went, gone * 8) != (counted, sum(len(packed) for _, packed in images)):
+        raise Retryable("rows of an order's images changed while they were counted")
+    await tx.execute("certify_drop_subject_blocks", **ranges, late=late)
+    await _entomb(sweep, images, tx)
 
 
 async def _entomb(sweep: Sweep, gone: Sequence[Row], tx: Tx) -> None:

@@ -80,16 +80,24 @@ select %(sweep_id)s, b.source_no, g.kind, count(*)
 from gone g join ordinal_block b on b.first_ordinal = g.ordinal - g.ordinal %% 65536 group by 2, 3
 on conflict (sweep_id, source_no, kind) do update set artifacts = erased.artifacts + excluded.artifacts
 
--- name: certify_drop_artifact_ranges
-with gone as (
-    delete from artifact a using unnest(%(first)s::bigint[], %(end)s::bigint[]) as r(lo, hi)
-    where a.ordinal >= r.lo and a.ordinal < r.hi and a.artifact_id <= %(last)s
-    returning a.ordinal, a.kind
+-- An order's rows are counted first and dropped then: a statement that returned each row would cost as much again. Who
+-- drops compares the numbers.
+-- name: certify_count_artifact_ranges
+with counted as (
+    select a.ordinal >> 16 as block, a.kind, count(*) as artifacts
+    from unnest(%(first)s::bigint[], %(end)s::bigint[]) as r(lo, hi) join artifact a on a.ordinal >= r.lo and a.ordinal < r.hi
+    where a.artifact_id <= %(last)s group by 1, 2
+), put as (
+    insert into erased (sweep_id, source_no, kind, artifacts)
+    select %(sweep_id)s, b.source_no, c.kind, sum(c.artifacts)
+    from counted c join ordinal_block b on b.first_ordinal = c.block << 16 group by 2, 3
+    on conflict (sweep_id, source_no, kind) do update set artifacts = erased.artifacts + excluded.artifacts
 )
-insert into erased (sweep_id, source_no, kind, artifacts)
-select %(sweep_id)s, b.source_no, g.kind, count(*)
-from gone g join ordinal_block b on b.first_ordinal = g.ordinal - g.ordinal %% 65536 group by 2, 3
-on conflict (sweep_id, source_no, kind) do update set artifacts = erased.artifacts + excluded.artifacts
+select coalesce(sum(artifacts), 0)::bigint from counted
+
+-- name: certify_drop_artifact_ranges
+delete from artifact a using unnest(%(first)s::bigint[], %(end)s::bigint[]) as r(lo, hi)
+where a.ordinal >= r.lo and a.ordinal < r.hi and a.artifact_id <= %(last)s
 
 -- People's images are scattered, an order's lie in a few ranges: joined to many ranges, a plan compares each row with each.
 -- name: certify_drop_images
@@ -106,13 +114,14 @@ select coalesce(array_agg(distinct a.ordinal), '{}')
 from unnest(%(first)s::bigint[], %(end)s::bigint[]) as r(lo, hi)
 join artifact a on a.ordinal >= r.lo and a.ordinal < r.hi and a.artifact_id > %(last)s
 
+-- name: certify_image_blocks
+select i.source_no, string_agg(int8send(i.ordinal), ''::bytea)
+from unnest(%(first)s::bigint[], %(end)s::bigint[]) as r(lo, hi) join image i on i.ordinal >= r.lo and i.ordinal < r.hi
+where i.ordinal <> all(%(late)s::bigint[]) group by 1
+
 -- name: certify_drop_image_blocks
-with gone as (
-    delete from image i using unnest(%(first)s::bigint[], %(end)s::bigint[]) as r(lo, hi)
-    where i.ordinal >= r.lo and i.ordinal < r.hi and i.ordinal <> all(%(late)s::bigint[])
-    returning i.ordinal, i.source_no
-)
-select source_no, string_agg(int8send(ordinal), ''::bytea) from gone group by source_no
+delete from image i using unnest(%(first)s::bigint[], %(end)s::bigint[]) as r(lo, hi)
+where i.ordinal >= r.lo and i.ordinal < r.hi and i.ordinal <> all(%(late)s::bigint[])
 
 -- name: certify_drop_subject_blocks
 delete from image_subject x using unnest(%(first)s::bigint[], %(end)s::bigint[]) as r(lo, hi)
