@@ -59,7 +59,7 @@ def show(result: Mapping[str, Any], console: Console) -> None:
         shares = ", ".join(f"{name} {share:.3f}" for name, share in idle.items())
         console.print(f"Idle, cores: {shares}; all {sum(idle.values()):.2f}")
     if orders := result.get("orders"):
-        _orders(orders, console)
+        _orders(orders, sum(result.get("idle", {}).values()), console)
     if requests := result.get("requests"):
         _requests(requests, console)
     if scale := result.get("scale"):
@@ -117,7 +117,7 @@ def _beside(beside: Mapping[str, Any], console: Console) -> None:
     console.print(table)
 
 
-def _orders(orders: list[Mapping[str, Any]], console: Console) -> None:
+def _orders(orders: list[Mapping[str, Any]], idle: float, console: Console) -> None:
     table = Table(
         "images",
         "seconds",
@@ -146,8 +146,10 @@ def _orders(orders: list[Mapping[str, Any]], console: Console) -> None:
         table.add_row("each more", "", "", f"{wall / floor:.1f}", f"{wall:.1f}", f"{floor:.1f}")
     console.print(table)
     _stages({f"{one['system']['images']:,}": one["system"] for one in orders}, "seconds", 1.0, console)
-    _cpu({f"{one['system']['images']:,}": (one["system"], one["system"]["images"]) for one in orders}, "image", console,
-         [one["floor"]["cpu"] for one in orders])  # fmt: skip
+    _cpu(
+        {f"{one['system']['images']:,}": (one["system"], one["system"]["images"]) for one in orders}, "image", console,
+        [one["floor"]["cpu"] for one in orders], idle,
+    )  # fmt: skip
 
 
 def _requests(requests: Mapping[str, Any], console: Console) -> None:
@@ -180,9 +182,11 @@ def _stages(runs: Mapping[str, Mapping[str, Any]], unit: str, factor: float, con
 
 
 def _cpu(
-    runs: Mapping[str, tuple[Mapping[str, Any], int]], per: str, console: Console, floors: Sequence[float] = ()
-) -> None:
-    """CPU by worker and server; beside it, if given, seconds that each run's floor took."""
+    runs: Mapping[str, tuple[Mapping[str, Any], int]], per: str, console: Console, floors: Sequence[float] = (),
+    idle: float = 0.0,
+) -> None:  # fmt: skip
+    """CPU by worker and server; beside it, if given, seconds that each run's floor took. `idle`: cores that all of them
+    take when there is nothing to do, which on a busy machine is much of what a long run seems to cost."""
     table = Table("CPU", *runs, title=f"CPU, us per {per}")
     for name in list(dict.fromkeys(name for one, _ in runs.values() for name in one["cpu"])):
         table.add_row(name, *(f"{one['cpu'].get(name, 0.0) / count * 1e6:,.1f}" for one, count in runs.values()))
