@@ -195,6 +195,7 @@ def _cpu(
         each = [
             (sum(one["cpu"].values()), floor, count) for (one, count), floor in zip(runs.values(), floors, strict=True)
         ]
+        table.add_row("of it idle", *(f"{one['wall'] * idle / count * 1e6:,.1f}" for one, count in runs.values()))
         table.add_row("floor", *(f"{floor / count * 1e6:,.1f}" for _, floor, count in each))
         table.add_row("ratio", *(f"{used / floor:.2f}" for used, floor, _ in each))
     console.print(table)

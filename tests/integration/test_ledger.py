@@ -1,4 +1,4 @@
-"""Arrays of ordinals and byte strings go to PostgreSQL as they are in memory; statements on their own; what a transaction emits."""
+"""Arrays and byte strings go to PostgreSQL as they are in memory; statements on their own; what a transaction emits."""
 
 from __future__ import annotations
 
