@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from expunge.adapters.stores.tombstones import Tombstones
@@ -21,6 +21,7 @@ def test_they_are_a_set_of_tokens(tokens: list[str], others: list[str]) -> None:
     assert all(one in made for one in tokens)
 
 
+@example([["0000"]], "aaa\x80")
 @given(st.lists(st.lists(TOKEN, min_size=1)), st.text("ab\n\x80", max_size=12))
 def test_what_was_appended_is_read_and_torn_lines_are_none(hides: list[list[str]], torn: str) -> None:
     lines = b"".join(Tombstones.of(one, WIDTH).lines() for one in hides)

@@ -28,9 +28,8 @@ class Tombstones(AbstractSet[str]):
         """From a file's contents."""
         body = lines.removeprefix(b"\n")
         count = len(body) // (width + 1)
-        if len(body) == count * (width + 1) == (width + 1) * body.count(b"\n") and body[width :: width + 1] == (
-            b"\n" * count
-        ):
+        whole = body.isascii() and len(body) == count * (width + 1) and body.count(b"\n") == count
+        if whole and body[width :: width + 1] == b"\n" * count:
             return cls(body.replace(b"\n", b""), width)
         return cls(b"".join([line for line in lines.split(b"\n") if len(line) == width and line.isascii()]), width)
 
