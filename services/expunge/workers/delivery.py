@@ -161,6 +161,10 @@ class DeliveryHost:
         self._publishing = asyncio.Lock()
         self._behind = True
         """Whether rows of ours may be in the outbox that were not published when they should have been: they go first."""
+        self._under_way = 0
+        """Batches that may have committed and not yet published."""
+        self._published: set[tuple[str, str]] = set()
+        """Ids and topics that went out by row while batches were under way: one of these may have them in memory still."""
         self.progress = 0
         """Batches finished, for liveness."""
         self.parked: Final = asyncio.Event()
@@ -197,6 +201,15 @@ class DeliveryHost:
         self.progress += 1
 
     async def _process(self, topic: str, records: Sequence[Record]) -> None:
+        self._under_way += 1
+        try:
+            await self._carry_out(topic, records)
+        finally:
+            self._under_way -= 1
+            if not self._under_way:
+                self._published.clear()
+
+    async def _carry_out(self, topic: str, records: Sequence[Record]) -> None:
         dead: list[tuple[Record, str | None, str]] = []
         deliveries: dict[str, tuple[Delivery, Record]] = {}
         handlers = self._handlers[topic]
@@ -400,20 +413,22 @@ class DeliveryHost:
     async def publish_emitted(self, emitted: Sequence[tuple[str, Outgoing]]) -> None:
         """Publish what a committed transaction put into the outbox (`Tx.outbox`), and take it out: one round trip, where
         reading it back takes four. What the broker does not take stays there, for a relay."""
-        if not emitted:
-            return
         async with self._publishing:
-            if self._behind:
+            if emitted and self._behind:
                 await self._publish_rows(1e9, 0.0)
+                if self._behind:
+                    return
+            new = [one for one in emitted if (one[0], one[1].topic) not in self._published]
+            if not new:
                 return
             try:
-                await self._broker.publish([message for _, message in emitted])
+                await self._broker.publish([message for _, message in new])
             except Retryable as error:
-                self._left(len(emitted), error)
+                self._left(len(new), error)
                 return
             crash_point("delivery.published")
             await self.ledger.execute(
-                "outbox_emitted", ids=[one for one, _ in emitted], topics=[one.topic for _, one in emitted]
+                "outbox_emitted", ids=[identity for identity, _ in new], topics=[message.topic for _, message in new]
             )
 
     async def publish_outbox(self, *, age: float = 1e9, own: float = 0.0) -> int:
@@ -437,6 +452,8 @@ class DeliveryHost:
                         return published
                     crash_point("delivery.published")
                     await tx.execute("outbox_published", ids=[row[0] for row in rows])
+            if self._under_way:
+                self._published.update((row[5], row[1]) for row in rows)
             published += len(rows)
             if len(rows) < OUTBOX_BATCH:
                 self._behind = self._behind and own > 0

@@ -13,7 +13,7 @@ union all
 select sweep_id, trace from sweep where sweep_id = any(%(ids)s::uuid[]) and trace is not null
 
 -- name: outbox_take
-select id, topic, key, headers, value from outbox
+select id, topic, key, headers, value, event_id from outbox
 where ((worker = %(worker)s and at <= clock_timestamp() - make_interval(secs => %(own)s::float8))
        or at < clock_timestamp() - make_interval(secs => %(age)s::float8)
        or at > clock_timestamp() + make_interval(secs => %(age)s::float8))
