@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import copy
 import json
@@ -26,31 +27,54 @@ ACCEPTED = "expunge.proof.request-accepted.v1"
 DELETION = "expunge.request.deletion.v1"
 
 
+SEEDS = range(4, 40)
+"""Which of them has a tale with all that tests here break, changes with the code: schedules draw their chances as it asks."""
+
+
 class Tale(Schedule):
     """A schedule without faults in which a person is deleted, another too late cancelled, and a source ordered away."""
 
-    def __init__(self, database: Any) -> None:
-        super().__init__(database, 4)
+    def __init__(self, database: Any, seed: int) -> None:
+        super().__init__(database, seed)
         self.chance.rates = {}
 
 
 @pytest.fixture(scope="module")
 def told(postgres_server: PostgresServer) -> Iterator[Lines]:
-    import asyncio
-
     database = own_database(postgres_server.dsn)
-    database.begin(4)
     try:
-        tale = Tale(database)
+        yield next(filter(rich, (tell(database, seed) for seed in SEEDS)))
+    finally:
+        database.close()
+
+
+def tell(database: Any, seed: int) -> Lines:
+    database.begin(seed)
+    try:
+        tale = Tale(database, seed)
         tale.company.plans = lambda: tale.company.todo.extend(  # type: ignore[method-assign]
             [tale.company._delete, tale.company._order, tale.company._withdraw, tale.company._hold]
         )
         with patched(tale):
             assert asyncio.run(tale.run()) == []
-        yield [json.loads(line) for line in tale.lines]
+        return [json.loads(line) for line in tale.lines]
     finally:
         database.end()
-        database.close()
+
+
+def rich(lines: Lines) -> bool:
+    """Whether a person's request is completed, an order was approved, and somebody who asked nothing has a photo left."""
+    rows = {row["request"]: row["state"] for row in of(lines, "ledger")[-1]["rows"]}
+    log = [base64.b64decode(entry) for record in of(lines, "log") for entry in record["entries"]]
+    listed = next((one for one in of(lines, "contents") if one["present"]), None)
+    if listed is None or rows.get(next(closed(lines), "")) != "completed":
+        return False
+    approved = any(
+        json.loads(dsse.parse(one).payload)["predicateType"] == "urn:expunge:scope-approved:v1" for one in log
+    )
+    without = copy.deepcopy(lines)
+    next(one for one in of(without, "contents") if one["present"])["present"].pop()
+    return approved and ("I2", "unasked") in verdict(without)
 
 
 @pytest.fixture
@@ -76,12 +100,17 @@ def start(lines: Lines) -> int:
     return next(at for at, one in enumerate(lines) if one.get("phase") == "faults")
 
 
-def done(lines: Lines) -> str:
-    """A person's request that is complete."""
-    bodies = [one["body"] for one in of(lines, "published")]
+def closed(lines: Lines) -> Iterator[str]:
+    """People's requests that are complete."""
     rows = of(lines, "ledger")[-1]["rows"]
-    closed = {row["request"] for row in rows if row["data_result"] == "complete"}
-    return str(next(body["id"] for body in bodies if body["id"] in closed and "subject_ref" in body))
+    complete = {row["request"] for row in rows if row["data_result"] == "complete"}
+    bodies = [one["body"] for one in of(lines, "published")]
+    return (str(body["id"]) for body in bodies if body["id"] in complete and "subject_ref" in body)
+
+
+def done(lines: Lines) -> str:
+    """The first of them."""
+    return next(closed(lines))
 
 
 def published(body: dict[str, Any], **options: Any) -> dict[str, Any]:
