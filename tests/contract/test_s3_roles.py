@@ -59,8 +59,10 @@ def bucket(server: S3Server, secrets: dict[str, str], tmp_path: Path, monkeypatc
     profiles = [
         f"[{name}]\naws_access_key_id={name}\naws_secret_access_key={secret}\n" for name, secret in secrets.items()
     ]
-    (tmp_path / "credentials").write_text("".join(profiles))
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    credentials = tmp_path / "credentials"
+    credentials.touch(mode=0o600)  # a file that everybody can read is refused
+    credentials.write_text("".join(profiles))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(credentials))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name, raising=False)
