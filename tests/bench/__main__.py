@@ -160,7 +160,7 @@ def _corpora(options: argparse.Namespace) -> _Corpora:
         warm_people=Corpus("warm-people", 1_000, 0),
         crowd=Corpus("people", 2 * asked * PER_PERSON, max(0, least - 2 * asked * PER_PERSON)),
         more=Corpus("more", asked * len(options.scale) * PER_PERSON, 0),
-        queued=Corpus("queued", options.backlog * PER_PERSON if asked else 0, 0),
+        queued=Corpus("queued", options.backlog if asked else 0, 0, per_person=1),  # a million are to fit
         rows=beside.Rows("rows", options.beside * PER_PERSON if asked else 0, 0),
         sources={n: Corpus(f"order-{n}", n, n) for n in (options.sizes if "orders" in options.only else ())},
     )

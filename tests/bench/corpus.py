@@ -42,6 +42,7 @@ class Corpus:
     source: str
     images: int
     others: int
+    per_person: int = PER_PERSON
 
     @property
     def index(self) -> str:
@@ -92,7 +93,7 @@ class Corpus:
             out = csv.writer(stream)
             out.writerow(COLUMNS)
             for image, (_, digest) in enumerate(self.digests()):
-                head = (self.source, f"{image:08d}", self.subject(image // PER_PERSON), digest, day)
+                head = (self.source, f"{image:08d}", self.subject(image // self.per_person), digest, day)
                 for artifact in self.artifacts(image):
                     out.writerow((*head, *artifact))
 

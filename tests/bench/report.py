@@ -66,7 +66,11 @@ def show(result: Mapping[str, Any], console: Console) -> None:
         _scale(scale, console)
     if backlog := result.get("backlog"):
         said = ", ".join(f"{name} {backlog[f'rss_mib_{name}']} MiB" for name in ("first", "most", "last"))
-        console.print(f"Backlog of {backlog['requests']:,}, lost {backlog['lost']}: coordinate's memory {said}")
+        peaks = ", ".join(f"{name} {mib:.0f}" for name, mib in backlog["peak_mib"].items())
+        console.print(
+            f"Backlog of {backlog['requests']:,} people with an image each, lost {backlog['lost']}, {backlog['rate']:,.0f} per "
+            f"second; coordinate's memory {said}; peaks, MiB: {peaks}"
+        )
     if beside := result.get("beside"):
         _beside(beside, console)
     if micro := result.get("micro"):

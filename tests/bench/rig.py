@@ -111,7 +111,8 @@ class Rig:
         taken = time.perf_counter() - at
         return {name: round(used / taken, 4) for name, used in _less(self.cpu(), cpu).items()}
 
-    def _forget_peaks(self) -> None:
+    def forget_peaks(self) -> None:
+        """What `peaks` tells begins anew."""
         for pid in self._worker_pids().values():
             Path(f"/proc/{pid}/clear_refs").write_text(
                 "5", encoding="ascii"
@@ -136,7 +137,7 @@ class Rig:
     @contextmanager
     def measured(self, name: str, others: Mapping[str, int] | None = None) -> Iterator[dict[str, Any]]:
         """Fills the dictionary with `wall`, `cpu` and `handling` of the body. `others`: process ids to count beside ours."""
-        self._forget_peaks()
+        self.forget_peaks()
         cpu, handling, at = self.cpu(others), self.handling(), time.perf_counter()
         found: dict[str, Any] = {}
         with self._profiled(name):

@@ -18,7 +18,7 @@ from tests.bench.rig import Proofs, Publishing, Rig
 
 SCALED: Final = ("coordinate", "purge", "invalidate", "retrain", "rescan")
 """Workers with a part in people's requests."""
-SAMPLE_SECONDS: Final = 0.5
+SAMPLE_SECONDS: Final = 2.0
 
 
 def out(rig: Rig, corpus: Corpus, counts: Sequence[int], each: int, publishers: int, tell: Any) -> list[dict[str, Any]]:
@@ -69,7 +69,7 @@ def _spread(rig: Rig) -> dict[str, list[int]]:
 
 
 def backlog(rig: Rig, corpus: Corpus, people_: range, *, publishers: int, tell: Any) -> dict[str, Any]:
-    """Requests that wait in Kafka when coordinate starts: its memory while it works them off, and how they end."""
+    """Requests of one image each that wait in Kafka when coordinate starts: memory meanwhile, and how they end."""
     rig.embedded.stop_worker("coordinate")
     subjects = [corpus.subject(person) for person in people_]
     proofs = Proofs(rig.kafka, topics.PROOFS)
@@ -82,6 +82,7 @@ def backlog(rig: Rig, corpus: Corpus, people_: range, *, publishers: int, tell: 
         tell(f"{len(sent)} requests wait")
         rig.embedded.start_worker("coordinate")
         rig.embedded.wait_ready("coordinate")
+        rig.forget_peaks()
         begun = time.time()
         watch = threading.Thread(target=_watch, args=(rig, begun, sampled, stop.is_set))
         watch.start()
@@ -95,12 +96,13 @@ def backlog(rig: Rig, corpus: Corpus, people_: range, *, publishers: int, tell: 
     resident = [size for _, size, _ in sampled]
     return {
         "requests": len(sent), "lost": len(sent) - len(done), "wall": wall, "rate": len(done) / wall,
-        "rss_mib_first": resident[0], "rss_mib_most": max(resident), "rss_mib_last": resident[-1], "samples": sampled,
+        "rss_mib_first": resident[0], "rss_mib_most": max(resident), "rss_mib_last": resident[-1],
+        "peak_mib": rig.peaks(), "samples": sampled,
     }  # fmt: skip
 
 
 def _watch(rig: Rig, begun: float, sampled: list[tuple[float, int, float]], stopped: Callable[[], bool]) -> None:
-    """Seconds, resident MiB of coordinate, and requests accepted so far."""
+    """Seconds, resident MiB of coordinate, and requests that are accepted and not completed."""
     pid = rig.pids()["coordinate"]
     with psycopg.connect(rig.database, autocommit=True) as connection:
         while not stopped():
