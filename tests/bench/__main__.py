@@ -11,6 +11,7 @@ import shutil
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -21,8 +22,8 @@ from psycopg.conninfo import make_conninfo
 from rich.console import Console
 
 from expunge.wiring.up import Embedded
-from tests.bench import beside, micro, orders, people, report, scale
-from tests.bench.corpus import PER_PERSON, Corpus, import_rows, store_urls
+from tests.bench import beside, micro, objects, orders, people, report, scale
+from tests.bench.corpus import PER_PERSON, PHOTOS, Corpus, import_rows, store_urls
 from tests.bench.rig import AUDIENCE, WORKERS, Rig
 
 MEMORY: Final = Path("/dev/shm")  # noqa: S108 - a tmpfs is the point
@@ -54,6 +55,9 @@ def arguments(given: list[str]) -> argparse.Namespace:
         "--processes", type=int, default=1, help="of each worker that touches stores, and of the floor of orders"
     )
     parser.add_argument("--disk", type=Path, help="keep files and indexes in a folder below this one, not in memory")
+    parser.add_argument(
+        "--s3", action="store_true", help="photos of orders are objects of a versitygw (with --only orders)"
+    )
     parser.add_argument("--output", type=Path, default=report.OUTPUT, help="where results and history go")
     parser.add_argument("--profile", action="store_true", help="py-spy each worker, into OUTPUT/profiles")
     parser.add_argument("--keep-logs", action="store_true", help="copy the logs of workers and servers to OUTPUT/logs")
@@ -63,6 +67,8 @@ def arguments(given: list[str]) -> argparse.Namespace:
     if found.quick:
         found.sizes, found.requests, found.beside = [1000], 100, 0
     found.only = found.only or ["orders", "requests", "micro"]
+    if found.s3 and "requests" in found.only:
+        parser.error("--s3 is for orders: add --only orders")
     return found
 
 
@@ -103,13 +109,15 @@ def _deployment(options: argparse.Namespace, files: Path, servers: Path, console
     live = files / "live"
     for corpus in corpora.every:
         corpus.write(live)
-    tell("files and indexes are written")
     profiles = options.output / "profiles" if options.profile else None
-    with Embedded(
-        servers / "up", audience=AUDIENCE, workers=WORKERS, stores=store_urls(live), overrides=UNCAPPED
-    ) as embedded:
+    with ExitStack() as stack:
+        s3 = stack.enter_context(objects.serve(files / "s3")) if options.s3 else None
+        stores = store_urls(live) | ({PHOTOS: s3.url(s3.filled(live))} if s3 else {})
+        tell("files and indexes are written")
+        embedded = stack.enter_context(
+            Embedded(servers / "up", audience=AUDIENCE, workers=WORKERS, stores=stores, overrides=UNCAPPED)
+        )
         rig = Rig(embedded, profiles, options.processes)
-        stores = store_urls(live)
         if corpora.rows.images:
             vectors = embedded.postgres.create_database("vectors")
             beside.fill(vectors, corpora.rows.images)
@@ -130,7 +138,7 @@ def _deployment(options: argparse.Namespace, files: Path, servers: Path, console
         if corpora.crowd.images:
             result |= _people(rig, options, corpora, files, servers, copies[0], tell)
         for images, corpus in corpora.sources.items():
-            result.setdefault("orders", []).append(_order(rig, options, corpus, images, copies, files, tell))
+            result.setdefault("orders", []).append(_order(rig, options, corpus, images, copies, files, s3, tell))
     return result
 
 
@@ -167,19 +175,20 @@ def _corpora(options: argparse.Namespace) -> _Corpora:
 
 
 def _order(
-    rig: Rig, options: argparse.Namespace, corpus: Corpus, images: int, copies: list[str], files: Path, tell: Any
+    rig: Rig, options: argparse.Namespace, corpus: Corpus, images: int, copies: list[str], files: Path,
+    s3: objects.Objects | None, tell: Any,
 ) -> dict[str, Any]:  # fmt: skip
     system = orders.run(rig, corpus, f"order-{images}")
     tell(f"order of {images} done")
-    roots = []
+    copied = []
     for number, dsn in enumerate(copies if images <= COPIES_UP_TO else copies[:1]):
         root = files / f"floor-{images}-{number}"
         corpus.write(root)
-        roots.append((root, dsn))
-    floor = orders.floors(roots, corpus, options.processes)
+        copied.append(orders.Copy(root, dsn, s3.filled(root) if s3 else None))
+    floor = orders.floors(copied, corpus, options.processes)
     tell(f"its floor done: {system['wall']:.2f} s against {floor['wall']:.3f} s")
-    for root, _ in roots:
-        shutil.rmtree(root)
+    for one in copied:
+        shutil.rmtree(one.root)
     return {"system": system, "floor": floor, "ratio": system["wall"] / floor["wall"]}
 
 

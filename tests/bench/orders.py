@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import statistics
 import time
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Barrier
@@ -19,8 +20,19 @@ from expunge.domain import topics
 from expunge.domain.request import Authority, BySource, OrderProvision
 from expunge.domain.words import Provision
 from tests.bench.corpus import FACES, PHOTOS, Corpus, faiss
+from tests.bench.objects import Bucket
 from tests.bench.rig import Proofs, Rig, tree_seconds
 from tests.bench.timeline import Requested, stages
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """What one run of the floor erases: files and index below `root`, rows of `database`; objects of `bucket` for files
+    if there is one."""
+
+    root: Path
+    database: str
+    bucket: Bucket | None = None
 
 
 def run(rig: Rig, corpus: Corpus, name: str) -> dict[str, Any]:
@@ -64,9 +76,9 @@ def _order(rig: Rig, corpus: Corpus, proofs: Proofs, publishers: list[Any]) -> t
     return request_id, sent, waited
 
 
-def floors(copies: list[tuple[Path, str]], corpus: Corpus, processes: int = 1) -> dict[str, Any]:
-    """The floor on each copy (root of the stores, database), and the median."""
-    runs = [_floor(root, dsn, corpus, processes) for root, dsn in copies]
+def floors(copies: list[Copy], corpus: Corpus, processes: int = 1) -> dict[str, Any]:
+    """The floor on each copy, and the median."""
+    runs = [_floor(copy, corpus, processes) for copy in copies]
     return {
         "processes": processes,
         "wall": statistics.median(one["wall"] for one in runs),
@@ -76,15 +88,15 @@ def floors(copies: list[tuple[Path, str]], corpus: Corpus, processes: int = 1) -
     }
 
 
-def _floor(root: Path, dsn: str, corpus: Corpus, processes: int) -> dict[str, float]:
-    """Each process unlinks its share of the directories and deletes the rows of its share of the ordinals, the first
-    also rewrites the index. From the moment that all are ready to the moment that the last one is done; of the parts,
-    the longest."""
+def _floor(copy: Copy, corpus: Corpus, processes: int) -> dict[str, float]:
+    """Each process unlinks its share of the directories, or deletes their objects, and deletes the rows of its share of
+    the ordinals; the first also rewrites the index. From the moment that all are ready to the moment that the last one
+    is done; of the parts, the longest."""
     context = multiprocessing.get_context("spawn")
     start = context.Barrier(processes + 1)
     ends = [context.Pipe(duplex=False) for _ in range(processes)]
     shares = [
-        context.Process(target=_share, args=(send, start, root, dsn, corpus, number, processes), daemon=True)
+        context.Process(target=_share, args=(send, start, copy, corpus, number, processes), daemon=True)
         for number, (_, send) in enumerate(ends)
     ]
     for one in shares:
@@ -99,15 +111,15 @@ def _floor(root: Path, dsn: str, corpus: Corpus, processes: int) -> dict[str, fl
     return {"wall": wall, "cpu": sum(one["cpu"] for one in found), **longest}
 
 
-def _share(
-    done: Connection, start: Barrier, root: Path, dsn: str, corpus: Corpus, number: int, processes: int
-) -> None:  # fmt: skip
+def _share(done: Connection, start: Barrier, copy: Copy, corpus: Corpus, number: int, processes: int) -> None:
     by_unit: dict[str, list[str]] = {}
     for unit, locator in corpus.places(range(corpus.images)):
         by_unit.setdefault(unit, []).append(locator)
     mine = list(by_unit.items())[len(by_unit) * number // processes : len(by_unit) * (number + 1) // processes]
     ids = np.arange(corpus.images, dtype=np.int64)
-    with psycopg.connect(dsn, autocommit=True) as connection:
+    index = copy.root / FACES / corpus.index
+    client = copy.bucket and copy.bucket.client()
+    with psycopg.connect(copy.database, autocommit=True) as connection:
         ranges = connection.execute(
             "select first_ordinal, first_ordinal + used from ordinal_block join source using (source_no) where name = %s",
             (corpus.source,),
@@ -115,11 +127,10 @@ def _share(
         server = connection.info.backend_pid
         start.wait()
         cpu, at = time.process_time() + _seconds(server), time.perf_counter()
-        for unit, names in mine:
-            directory = os.open(root / PHOTOS / unit, os.O_RDONLY | os.O_DIRECTORY)
-            for name in names:
-                os.unlink(name, dir_fd=directory)
-            os.close(directory)
+        if copy.bucket is not None:
+            copy.bucket.delete(client, [(unit, name) for unit, names in mine for name in names])
+        else:
+            _unlink(copy.root / PHOTOS, mine)
         unlinked = time.perf_counter()
         with connection.transaction():
             for first, end in ranges:
@@ -128,10 +139,18 @@ def _share(
                     connection.execute(f"delete from {table} where ordinal >= %s and ordinal < %s", (low, high))
         deleted = time.perf_counter()
         if not number:
-            rewrite(faiss.read_index(str(root / FACES / corpus.index)), ids, root / FACES / corpus.index)
+            rewrite(faiss.read_index(str(index)), ids, index)
         ended = time.perf_counter()
         spent = time.process_time() + _seconds(server) - cpu
     done.send({"cpu": spent, "unlink": unlinked - at, "rows": deleted - unlinked, "index": ended - deleted})
+
+
+def _unlink(root: Path, units: list[tuple[str, list[str]]]) -> None:
+    for unit, names in units:
+        directory = os.open(root / unit, os.O_RDONLY | os.O_DIRECTORY)
+        for name in names:
+            os.unlink(name, dir_fd=directory)
+        os.close(directory)
 
 
 def _seconds(pid: int) -> float:
