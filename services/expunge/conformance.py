@@ -91,6 +91,8 @@ class StoreConformance:
             assert not reader.probe(unit, erased).any()
             assert reader.probe(unit, kept).all()
             assert self.read(unit) == self._contents(kept)
+            # What can be cut of what is hidden is there, and what is not there yet is not cut.
+            self._assert_scans(reader, unit, [n for found in reader.needles(unit, erased) for n in found], found=True)
             assert _all(store.hide(unit, erased), Outcome.GONE)
         erasure = store.erase(unit, erased, 1)
 

@@ -65,7 +65,8 @@ class StoreReader(Protocol):
 
     def needles(self, unit: str, locators: Sequence[str]) -> list[tuple[bytes, ...]]:
         """Byte windows (each 12 to 32 bytes, distinctive) cut from each artifact's stored bytes, to look for after it
-        is erased. An empty tuple where the artifact is absent. Needles are personal data: keep them sealed."""
+        is erased. An empty tuple where the artifact is absent. Of one that is hidden, and whose bytes are still there, they
+        are cut too where the store can. Needles are personal data: keep them sealed."""
         ...
 
     def scan(self, unit: str, needles: Sequence[bytes]) -> list[int]:

@@ -311,6 +311,25 @@ async def test_what_an_earlier_sweep_took_is_told_apart(world: World) -> None:
     assert world.outcomes(ONE, Step.ABSENCE) == [2, 1, 3]
 
 
+async def test_what_is_hidden_already_is_looked_for_where_its_bytes_can_be_read(world: World) -> None:
+    world.plan(ONE, [("u", "a"), ("u", "b"), ("u", "c")])
+    world.fill([("u", "a"), ("u", "b")])
+    MemoryStore(world.space, "fs").hide("u", ["a"])
+    world.space.cuts_hidden = True
+    await world.do(world.rescan(), ONE, Step.PRESENCE)
+    assert world.outcomes(ONE, Step.PRESENCE) == [7, 7, 3]
+    assert world.statement(ONE, Step.PRESENCE).sampled == 2
+    await world.do(world.purge(), ONE, Step.HIDE)
+    world.space.lying = True
+    await world.do(world.purge(), ONE, Step.ERASE)
+    await world.do(world.rescan(), ONE, Step.ABSENCE)
+    assert world.outcomes(ONE, Step.ABSENCE) == [7, 7, 3]
+    world.space.lying = False
+    await world.do(world.purge(), ONE, Step.ERASE, 1)
+    await world.do(world.rescan(), ONE, Step.ABSENCE, 1)
+    assert world.outcomes(ONE, Step.ABSENCE, 1) == [1, 1, 0]
+
+
 async def test_an_open_leaf_is_all_that_the_next_attempt_covers(world: World) -> None:
     world.plan(ONE, ABC)
     world.fill(ABC)

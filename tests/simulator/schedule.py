@@ -45,7 +45,7 @@ from expunge.stages.retrain import Retrain
 from expunge.tasks import Work, run_one
 from expunge.wiring.coordinate import Coordinator
 from expunge.workers.delivery import DeliveryHost, Parking, Record
-from tests.coordination import ANN, AUDIENCE, BOB, ISSUER, MODELS, ORIGIN, PUBLISHER, REWRITES, START
+from tests.coordination import ANN, AUDIENCE, BOB, ISSUER, MODELS, ORIGIN, PUBLISHER, REWRITES, SHARDS, START
 from tests.history.judge import check
 from tests.history.recorder import Recorder
 from tests.history.verdict import Violation
@@ -144,6 +144,7 @@ class Schedule:
         self.places = {
             name: Place(name, rewrites, changed=partial(self._changed, name)) for name, rewrites in REWRITES.items()
         }
+        self.places[SHARDS].space.cuts_hidden = True  # as files do; the other hides as a table does
         self.keys = MemoryKeys(b"seed")
         self.sealed = MemorySealed()
         self.tiles = MemoryTiles()

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 import numpy as np
@@ -41,6 +41,8 @@ DEFER_SECONDS: Final = 1.0
 log = structlog.get_logger(__name__)
 
 _ORDER: Final = {step: number for number, step in enumerate(Step)}
+_TOUCHED: Final = ("published", "done")
+"""States of sweeps of which something may have been carried out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,15 @@ class Claim:
     sweep: Sweep
     excluded: NDArray[np.uint32]
     past: dict[int, list[Past]]
+
+
+@dataclass(frozen=True, slots=True)
+class Other:
+    """A sweep under way, or that was, which shares artifacts with one of ours. `runs`: by tree, the first chunks of its
+    runs, ascending."""
+
+    sweep: Sweep
+    runs: dict[int, list[int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,21 +174,7 @@ async def claim(tx: Tx, orders: Sequence[WorkOrdered], *, effects: bool) -> Sort
         return Sorted()
     at = _arrays(orders)
     sweep_rows = await tx.fetch("execute_lock_sweeps" if effects else "execute_sweeps", sweeps=at["sweeps"])
-    sweeps = {
-        row[0]: (
-            str(row[1]),
-            Sweep(
-                sweep_id=row[0],
-                bucket=row[2],
-                scope_digest=row[3],
-                scope_index=row[4],
-                file_digest=row[5],
-                roots=tuple(bytes.fromhex(tree["root"]) for tree in row[7]),
-                is_order=row[6] == "order",
-            ),
-        )
-        for row in sweep_rows
-    }
+    sweeps = {row[0]: (str(row[1]), _sweep_of(row)) for row in sweep_rows}
     work_rows = await tx.fetch("execute_lock_work" if effects else "execute_work", **at)
     work = {row[0]: (row[1], row[2]) for row in work_rows}
     past: dict[int, dict[int, list[Past]]] = {}
@@ -205,6 +202,18 @@ async def claim(tx: Tx, orders: Sequence[WorkOrdered], *, effects: bool) -> Sort
         for order, sweep, history in fresh
     )
     return found
+
+
+async def others(tx: Tx, claims: Iterable[Claim]) -> dict[UUID, Other]:
+    """Sweeps that share artifacts with the claimed ones and may have touched them. Mostly there are none to ask for."""
+    ids = sorted({other for claimed in claims for other in claimed.sweep.others})
+    if not ids:
+        return {}
+    runs: dict[UUID, dict[int, list[int]]] = {}
+    for sweep_id, tree, first in await tx.fetch("rescan_runs", sweeps=ids):
+        runs.setdefault(sweep_id, {}).setdefault(tree, []).append(first)
+    rows = await tx.fetch("execute_sweeps", sweeps=ids)
+    return {row[0]: Other(_sweep_of(row), runs.get(row[0], {})) for row in rows if row[1] in _TOUCHED}
 
 
 def tell(refusals: Iterable[Refusal]) -> None:
@@ -361,6 +370,20 @@ def previous(past: Iterable[Past], step: Step) -> str | None:
         return None
     last = max(before, key=lambda one: one.attempt)
     return hashlib.sha256(dsse.parse(last.envelope or b"").payload).hexdigest()
+
+
+def _sweep_of(row: tuple[Any, ...]) -> Sweep:
+    sweep_id, _state, bucket, scope_digest, scope_index, file_digest, kind, trees, *shared = row
+    return Sweep(
+        sweep_id=sweep_id,
+        bucket=bucket,
+        scope_digest=scope_digest,
+        scope_index=scope_index,
+        file_digest=file_digest,
+        roots=tuple(bytes.fromhex(tree["root"]) for tree in trees),
+        is_order=kind == "order",
+        others=tuple(shared[0]) if shared else (),
+    )
 
 
 def _arrays(orders: Sequence[WorkOrdered]) -> dict[str, list[object]]:

@@ -18,6 +18,7 @@ from uuid import UUID
 import numpy as np
 
 from expunge.domain import leaf, merkle, scopefile
+from expunge.domain import sweep as sweeps
 from expunge.domain.errors import Rejected, Tampered
 from expunge.domain.limits import CHUNK_LEAVES
 from expunge.domain.locators import Locators
@@ -34,7 +35,8 @@ OPEN_SCOPES: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """What the sweep's row says that an executor needs. `roots`: per tree, as its scope statement has them."""
+    """What the sweep's row says that an executor needs. `roots`: per tree, as its scope statement has them; `others`:
+    sweeps that hold some of the same artifacts, where somebody asked."""
 
     sweep_id: UUID
     bucket: date
@@ -43,6 +45,7 @@ class Sweep:
     file_digest: bytes
     roots: tuple[bytes, ...]
     is_order: bool = False
+    others: tuple[UUID, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +128,10 @@ class OpenScope:
         """Leaves of a tree that an earlier, still open sweep holds too."""
         columns = scopefile.unpack_columns(self._file.section(f"{tree}/overlaps"))
         return np.frombuffer(columns["leaf"], "<u4")
+
+    def shared(self, tree: int, other: OpenScope) -> sweeps.Shared | None:
+        """Leaves of a tree that another sweep holds too, whichever of the two was sealed first."""
+        return sweeps.shared(self._file, tree, other._file)
 
     def chunk_root(self, tree: int, chunk: int) -> bytes:
         """Root of one chunk's subtree."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
+from uuid import UUID
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from expunge.domain import merkle
 from expunge.domain.limits import CHUNK_LEAVES
+from expunge.domain.scopefile import ScopeFile, unpack_columns
 
 I64 = NDArray[np.int64]
 U32 = NDArray[np.uint32]
@@ -226,6 +228,44 @@ def handles_root(key: bytes, artifact_ids: I64) -> bytes:
     flat = ranked.tobytes()
     page = HANDLE_PAGE * 16
     return merkle.root(b"".join(merkle.leaf_hash(flat[at : at + page]) for at in range(0, len(flat), page)))
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """Leaves of one sweep's tree that another sweep's `tree` has too: their indices `here` and `there`."""
+
+    tree: int
+    here: I64
+    there: I64
+
+
+def shared(file: ScopeFile, tree: int, other: ScopeFile) -> Shared | None:
+    """Which leaves of a tree another sweep has too. The later of the two lists them (section `overlaps`)."""
+    place = _place(file, tree)
+    numbers = [number for number in range(_trees(other)) if _place(other, number) == place]
+    if not numbers:
+        return None
+    listed = _listed(file, tree, other)
+    there, here = _listed(other, numbers[0], file)
+    return Shared(numbers[0], np.concatenate([listed[0], here]), np.concatenate([listed[1], there]))
+
+
+def _listed(file: ScopeFile, tree: int, earlier: ScopeFile) -> tuple[I64, I64]:
+    columns = unpack_columns(file.section(f"{tree}/overlaps"))
+    sweep = UUID(str(earlier.header["sweep"])).bytes
+    mine = (np.frombuffer(columns["sweep"], np.uint8).reshape(-1, 16) == np.frombuffer(sweep, np.uint8)).all(axis=1)
+    leaf, index = (np.frombuffer(columns[name], "<u4")[mine].astype(np.int64) for name in ("leaf", "index"))
+    return leaf, index
+
+
+def _trees(file: ScopeFile) -> int:
+    trees: Any = file.header["trees"]
+    return len(trees)
+
+
+def _place(file: ScopeFile, tree: int) -> tuple[str, str]:
+    trees: Any = file.header["trees"]
+    return trees[tree]["kind"], trees[tree]["store"]
 
 
 def last_outcomes(attempts: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:

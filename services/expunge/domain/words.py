@@ -32,7 +32,7 @@ class Outcome(IntEnum):
     GONE = 1
     """Erased by this sweep (steps hide, erase), or verified absent (step absence)."""
     GONE_EARLIER = 2
-    """Erased by an earlier sweep that had a leaf for the same artifact."""
+    """Erased (or hidden, so far) by another sweep, which had a leaf for the same artifact and came to it first."""
     ABSENT_BEFORE = 3
     """Was not there before any intent of ours was recorded."""
     EXCLUDED = 4

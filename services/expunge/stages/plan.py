@@ -30,6 +30,7 @@ from expunge.chunks.spool import Spool
 from expunge.crashing import crash_point
 from expunge.domain import certificate, extents, merkle, scopefile, statement, suppression
 from expunge.domain import sweep as sweeps
+from expunge.domain.errors import Rejected
 from expunge.domain.extents import PAGE_LEAVES
 from expunge.domain.leaf import derive_key, nonces
 from expunge.domain.policy import Policy
@@ -215,7 +216,7 @@ class Plan:
         built = await asyncio.to_thread(_build, claimed, whole, forest, names)
         wanted = sorted({unit for tree in built.trees for unit in tree.units})
         units: dict[int, str] = {row[0]: row[1] for row in await tx.fetch("plan_units", units=wanted)}
-        overlaps = await self._overlaps(tx, built)
+        overlaps, others = await self._overlaps(tx, built)
         held = await self._held(tx, built, at)
         header = {
             "sweep": str(sweep_id),
@@ -251,6 +252,8 @@ class Plan:
         payload = statement.payload(predicate, {"scope-file": file_digest.hex()})
         envelope = self._signer.sign(payload, PAYLOAD_TYPE)
         await self._record(tx, claimed, built, predicate, payload, envelope, held, bucket, at)
+        if others:
+            await tx.execute("plan_put_overlaps", sweep_id=sweep_id, others=others)
         metrics.SWEEP_REQUESTS.labels(claimed.sweep_class).observe(len(claimed.ids))
         metrics.SWEEP_ARTIFACTS.labels(claimed.sweep_class).observe(sum(tree.leaves for tree in built.trees))
         crash_point("plan.recorded")
@@ -268,20 +271,24 @@ class Plan:
                 remaining=np.concatenate([left[which] for _, left, which in parts]),
             )
 
-    async def _overlaps(self, tx: Tx, built: Built) -> list[bytes]:
-        """Per tree, the leaves that an earlier sweep, now being carried out, holds too: packed columns."""
+    async def _overlaps(self, tx: Tx, built: Built) -> tuple[list[bytes], list[UUID]]:
+        """Per tree, the leaves that an earlier sweep holds too, which is being carried out or ended without some artifact:
+        packed columns. And which sweeps these are."""
         found: list[list[tuple[NDArray[Any], bytes, NDArray[Any]]]] = [[] for _ in built.trees]
         images = BitMap64(built.images)
         for other_id, bucket, touched in await tx.fetch("plan_overlapping"):
             if not images.intersect(BitMap64.deserialize(touched)):
                 continue
-            key = derive_key(self._keys.bucket(bucket), "sweep", other_id.bytes)
+            try:
+                key = derive_key(self._keys.bucket(bucket), "sweep", other_id.bytes)
+            except Rejected:
+                continue  # it ended, and its key was destroyed since: nobody can say any more what it held
             other = scopefile.ScopeFile.open(self._sealed.open(f"{other_id}.scope"), key)
             for tree, mine in enumerate(built.trees):
                 index, theirs = same_artifacts(mine, other)
                 if len(index):
                     found[tree].append((index, other_id.bytes, theirs))
-        return [
+        sections = [
             scopefile.pack_columns(
                 {
                     "leaf": b"".join(index.astype("<u4").tobytes() for index, _, _ in many),
@@ -291,6 +298,7 @@ class Plan:
             )
             for many in found
         ]
+        return sections, sorted({UUID(bytes=other) for many in found for _, other, _ in many})
 
     async def _held(self, tx: Tx, built: Built, at: datetime) -> dict[int, NDArray[Any]]:
         """Leaves under a hold: {tree: indices}."""

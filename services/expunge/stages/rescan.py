@@ -3,13 +3,17 @@
 It has a key of its own and readers only. Evidence is two-sided: a byte window counts only if the unit's files held it
 before. Windows are cut from a sample that follows from the checkpoint that published the scope: `SAMPLE` artifacts of a
 chunk, fewer where a run has many chunks (`RUN_SAMPLE`). Each chunk's statement says how many (`sampled`).
+
+An artifact that another sweep holds too may be hidden by the time it is looked for first, and not to be seen means nothing
+then: the windows that the other sweep cut are looked for as well, whichever was sealed first.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -20,7 +24,19 @@ import structlog
 
 from expunge.chunks import orders as work_orders
 from expunge.chunks.circuits import Circuits
-from expunge.chunks.orders import Claim, Finding, Inbox, Past, Recorded, Refusal, Row, merged, unfinished, verified
+from expunge.chunks.orders import (
+    Claim,
+    Finding,
+    Inbox,
+    Other,
+    Past,
+    Recorded,
+    Refusal,
+    Row,
+    merged,
+    unfinished,
+    verified,
+)
 from expunge.chunks.units import Doing, UnitWork, around_hostile, call_all, gather
 from expunge.crashing import crash_point
 from expunge.domain import dsse, needles, statement
@@ -35,7 +51,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from expunge.chunks.erasing import Task
-    from expunge.chunks.scopes import Scopes
+    from expunge.chunks.scopes import OpenScope, Scopes
     from expunge.ports import Clock, Delivery, Ledger, Refused, SealedStore, Signer, StoreReader, Tx
     from expunge.tasks import Commit
 
@@ -63,6 +79,18 @@ class Examined:
     refusals: list[Refusal] = field(default_factory=list)
     beyond: list[WorkOrdered] = field(default_factory=list)
     later: list[WorkOrdered] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """Leaves of a run that another sweep's `tree` holds too. `runs`: first chunks of its runs that have them; `positions`:
+    from index there to position in our run."""
+
+    sweep_id: UUID
+    scope: OpenScope
+    tree: int
+    runs: Sequence[int]
+    positions: Mapping[int, int]
 
 
 class Rescan:
@@ -140,7 +168,7 @@ class Rescan:
         2. read the runs from the sealed scope files
         3. probe, once per unit
         4. presence: cut needles of the sample, count them in the unit's files, seal them
-           absence: open the needles, count them again
+           absence: open the needles, and those of sweeps that hold the same artifacts, count them again
         5. sign
         """
         examined = Examined(inbox)
@@ -150,6 +178,7 @@ class Rescan:
             found = await work_orders.claim(tx, [order for order in ordered if order not in wrong], effects=False)
             claims = self._within(found.claims, bound, examined)
             roots = await _checkpoints(tx, claims)
+            others = await work_orders.others(tx, claims)
         crash_point("rescan.claimed")
         examined.done.extend(found.recorded)
         examined.refusals.extend(found.refusals)
@@ -157,9 +186,9 @@ class Rescan:
         before = [doing for doing in doings if doing.order.step is Step.PRESENCE]
         after = [doing for doing in doings if doing.order.step is Step.ABSENCE]
         if before:
-            await self._presence(before, roots)
+            await self._presence(before, roots, others)
         if after:
-            await self._absence(after)
+            await self._absence(after, others)
         at = self._clock()
         for doing in doings:
             if doing.later is None:
@@ -198,7 +227,7 @@ class Rescan:
 
     # --- before
 
-    async def _presence(self, doings: list[Doing], roots: Mapping[UUID, bytes]) -> None:
+    async def _presence(self, doings: list[Doing], roots: Mapping[UUID, bytes], others: Mapping[UUID, Other]) -> None:
         seen = await self._probe(doings, {doing: doing.cover for doing in doings})
         crash_point("rescan.probed")
         sampled: dict[Doing, NDArray[np.bool_]] = {}
@@ -206,6 +235,8 @@ class Rescan:
             overlap = np.zeros(len(doing.cover), np.bool_)
             indices = doing.scope.overlaps(doing.order.tree).astype(np.int64) - doing.run.start
             overlap[indices[(indices >= 0) & (indices < len(overlap))]] = True
+            for shared in self._shared(doing, others):
+                overlap[list(shared.positions.values())] = True
             absent = np.where(overlap, np.uint8(Outcome.GONE_EARLIER), np.uint8(Outcome.ABSENT_BEFORE))
             told = (absent, np.uint8(Outcome.PRESENT), np.uint8(Outcome.FAILED))
             doing.outcomes = np.choose(seen[doing], told).astype(np.uint8)
@@ -214,13 +245,17 @@ class Rescan:
                 if root is None:
                     doing.later = "no-checkpoint"
                 else:
-                    sampled[doing] = self._drawn(doing, root) & (doing.outcomes == Outcome.PRESENT)
+                    # What is not shown where erasing rewrites a unit may only be hidden: its bytes are there then.
+                    hides = self._readers[doing.store].capabilities.rewrites_unit
+                    there = (doing.outcomes == Outcome.PRESENT) | (hides & (doing.outcomes != Outcome.FAILED))
+                    sampled[doing] = self._drawn(doing, root) & there
         cut = await self._cut(sampled)
         for doing in sampled:
             if doing.later is None:
                 cut[doing] = await asyncio.to_thread(self._keep, doing, cut[doing])
         for doing in doings:
             leaves = {needle.index - doing.run.start for needle in cut.get(doing, ())}
+            doing.outcomes[list(leaves)] = Outcome.PRESENT
             for chunk, count in enumerate(_by_chunk(leaves, len(doing.findings))):
                 doing.found(chunk, Finding(Level.ACKNOWLEDGED, "probe+scan" if count else "probe", (), count))
 
@@ -281,12 +316,14 @@ class Rescan:
         return cut
 
     def _kept(self, doing: Doing) -> list[Needle]:
-        name = _file_of(doing)
+        return self._unsealed(doing.scope.key, _file_of(doing))
+
+    def _unsealed(self, key: bytes, name: str) -> list[Needle]:
         try:
             sealed = bytes(self._sealed.open(name))
         except FileNotFoundError:
             return []
-        return needles.unseal(doing.scope.key, name, sealed)
+        return needles.unseal(key, name, sealed)
 
     def _scans(self, doing: Doing) -> bool:
         able = self._readers[doing.store].capabilities
@@ -295,7 +332,7 @@ class Rescan:
 
     # --- after
 
-    async def _absence(self, doings: list[Doing]) -> None:
+    async def _absence(self, doings: list[Doing], others: Mapping[UUID, Other]) -> None:
         stands = {doing: doing.stands() for doing in doings}
         seen = await self._probe(doings, {doing: doing.cover & (stands[doing] != Outcome.EXCLUDED) for doing in doings})
         for doing in doings:
@@ -303,21 +340,25 @@ class Rescan:
             told = verified(seen[doing] == 1, doing.presence, stands[doing], rewrites_unit=rewrites)
             unreadable = doing.cover & (seen[doing] == _UNREADABLE)
             doing.outcomes = np.where(unreadable, np.uint8(Outcome.FAILED), told).astype(np.uint8)
-        looked = await self._look_again([doing for doing in doings if doing.later is None])
+        looked = await self._look_again([doing for doing in doings if doing.later is None], others)
         for doing in doings:
             self._settle(doing, *looked.get(doing, (set(), set(), set())))
 
-    async def _look_again(self, doings: Sequence[Doing]) -> dict[Doing, tuple[set[int], set[int], set[int]]]:
+    async def _look_again(
+        self, doings: Sequence[Doing], others: Mapping[UUID, Other]
+    ) -> dict[Doing, tuple[set[int], set[int], set[int]]]:
         """Positions of leaves whose needles were looked for, of those that were found, and of those in units that could
         not be scanned."""
-        kept = {doing: await asyncio.to_thread(self._kept, doing) for doing in doings if self._scans(doing)}
+        kept = {
+            doing: await asyncio.to_thread(self._known, doing, others) for doing in doings if self._scans(doing)
+        }  # fmt: skip
         asked: dict[Doing, dict[int, list[bytes]]] = {}
         for doing, cut in kept.items():
             gone = np.isin(_final(doing), list(FINAL_ABSENT))
             windows: dict[int, list[bytes]] = {}
-            for needle in cut:
-                if gone[needle.index - doing.run.start]:
-                    windows.setdefault(needle.index - doing.run.start, []).append(needle.window)
+            for position, window in cut:
+                if gone[position]:
+                    windows.setdefault(position, []).append(window)
             asked[doing] = windows
         works = gather(asked, lambda doing: _mask(asked[doing], len(doing.cover)))
         counts: dict[tuple[str, str], dict[bytes, int]] = {}
@@ -344,6 +385,38 @@ class Rescan:
                 scanned.update(leaves)
                 hit.update(leaf for leaf in leaves if any(here[window] for window in asked[part.doing][leaf]))
         return looked
+
+    def _known(self, doing: Doing, others: Mapping[UUID, Other]) -> list[tuple[int, bytes]]:
+        """Positions and windows of a run's leaves: its own, and those that other sweeps cut of leaves that they share."""
+        known = [(needle.index - doing.run.start, needle.window) for needle in self._kept(doing)]
+        for shared in self._shared(doing, others):
+            for first in shared.runs:
+                name = _needle_file(str(shared.sweep_id), shared.tree, first)
+                known += [
+                    (shared.positions[needle.index], needle.window)
+                    for needle in self._unsealed(shared.scope.key, name)
+                    if needle.index in shared.positions
+                ]
+        return known
+
+    def _shared(self, doing: Doing, others: Mapping[UUID, Other]) -> Iterator[_Shared]:
+        """What other sweeps hold of a run's leaves. One that ended and whose key was destroyed tells nothing any more."""
+        for other in (others[one] for one in doing.claim.sweep.others if one in others):
+            try:
+                scope = self._scopes.open(other.sweep)
+            except Rejected as gone:
+                log.info("another sweep's scope is closed", action="pass", reason=gone.code, sweep=doing.order.sweep_id)
+                continue
+            if (found := doing.scope.shared(doing.order.tree, scope)) is None:
+                continue
+            here = found.here - doing.run.start
+            mine = (here >= 0) & (here < len(doing.cover))
+            if mine.any():
+                there = found.there[mine].tolist()
+                firsts = other.runs.get(found.tree, [])
+                runs = sorted({firsts[bisect_right(firsts, at // CHUNK_LEAVES) - 1] for at in there} if firsts else ())
+                positions = dict(zip(there, here[mine].tolist(), strict=True))
+                yield _Shared(other.sweep.sweep_id, scope, found.tree, runs, positions)
 
     def _settle(self, doing: Doing, scanned: set[int], hit: set[int], missed: set[int]) -> None:
         """Outcomes and findings, from what the probe and the scan showed."""
@@ -402,7 +475,11 @@ async def _checkpoints(tx: Tx, claims: Iterable[Claim]) -> dict[UUID, bytes]:
 
 
 def _file_of(doing: Doing) -> str:
-    return f"{doing.order.sweep_id}.{doing.order.tree}.{doing.order.first_chunk}.needles"
+    return _needle_file(doing.order.sweep_id, doing.order.tree, doing.order.first_chunk)
+
+
+def _needle_file(sweep_id: str, tree: int, first_chunk: int) -> str:
+    return f"{sweep_id}.{tree}.{first_chunk}.needles"
 
 
 def _final(doing: Doing) -> NDArray[np.uint8]:

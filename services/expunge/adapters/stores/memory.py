@@ -35,7 +35,8 @@ class Unit:
 class Space:
     """The artifacts, and what goes wrong: the next `failures` calls raise `Retryable`; `blocked` artifacts cannot be
     erased (until `blocked_until`, where that is said); a `lying` store says GONE and keeps the bytes; `on_call` runs first
-    in each call (to be slow, to count)."""
+    in each call (to be slow, to count). `cuts_hidden`: needles are cut of hidden artifacts too, as in files, and not as in
+    tables."""
 
     units: dict[str, Unit] = field(default_factory=dict)
     failures: int = 0
@@ -43,6 +44,7 @@ class Space:
     blocked_until: datetime | None = None
     lying: bool = False
     on_call: Callable[[str], None] = nowhere
+    cuts_hidden: bool = False
     lock: RLock = field(default_factory=RLock)
 
     def insert(self, unit: str, artifacts: Mapping[str, bytes]) -> None:
@@ -69,7 +71,8 @@ class MemoryReader:
 
     def needles(self, unit: str, locators: Sequence[str]) -> list[tuple[bytes, ...]]:
         held = self._called("needles", unit, locators)
-        return [_needles(held.visible.get(name, b"")) for name in locators]
+        hidden = held.hidden if self._space.cuts_hidden else {}
+        return [_needles(held.visible.get(name) or hidden.get(name, b"")) for name in locators]
 
     def scan(self, unit: str, needles: Sequence[bytes]) -> list[int]:
         held = self._called("scan", unit, ())

@@ -29,7 +29,8 @@ _UNSETTLED: Final = [_CODES.index(Outcome.OPEN), _CODES.index(Outcome.PRESENT)]
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """A sweep as certify needs it: `files` opened, `outcomes` per tree (the last attempt counts)."""
+    """A sweep as certify needs it: `file` opened, `outcomes` per tree (the last attempt counts). `absent`, per tree: of
+    which leaves the rows may go, because they are verified absent and no other sweep has found them since."""
 
     sweep_id: UUID
     sweep_class: str
@@ -42,6 +43,7 @@ class Sweep:
     file: ScopeFile
     claims: Mapping[str, bytes]
     outcomes: Sequence[NDArray[np.uint8]]
+    absent: Sequence[NDArray[np.bool_]]
 
     @property
     def requests(self) -> int:

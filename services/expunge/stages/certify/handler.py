@@ -10,13 +10,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date, datetime
 from functools import partial
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 import numpy as np
+from numpy.typing import NDArray
 
 from expunge import metrics
 from expunge.crashing import crash_point
@@ -30,7 +32,7 @@ from expunge.domain.request import RequestId
 from expunge.domain.scopefile import ScopeFile, unpack_columns
 from expunge.domain.statement import PAYLOAD_TYPE
 from expunge.domain.sweep import I64
-from expunge.domain.words import Provision
+from expunge.domain.words import Outcome, Provision
 from expunge.ports import Clock, Delivery, KeyStore, Outgoing, Row, SealedStore, Signer, Tx
 from expunge.record import log, outgoing
 from expunge.stages.certify.finished import (
@@ -44,10 +46,15 @@ from expunge.stages.certify.finished import (
     state_after,
     taint_of,
 )  # fmt: skip
-from expunge.stages.certify.rows import Dropping, drop_rows
+from expunge.stages.certify.rows import ABSENT, Dropping, drop_rows
 from expunge.tasks import Commit, Lease
 
 ORDER: Final = "order"
+
+SILENT: Final = ABSENT | (np.arange(256) == Outcome.EXCLUDED)
+"""Last words after which nothing is known to be there."""
+
+_KEPT: Final = (Outcome.FAILED, Outcome.BLOCKED)
 
 
 class Certify:
@@ -140,6 +147,8 @@ class Certify:
                 await tx.execute("certify_sweep_done", sweep_id=row[0])
             return
         sweep = await self._load(row, tx)
+        if any(np.isin(codes, _KEPT).any() for codes in sweep.outcomes):
+            await tx.execute("certify_residue", sweep_id=sweep.sweep_id)
         taints = [taint_of(one) for one in await tx.fetch("certify_taints", sweep_id=sweep.sweep_id)]
         data = [one for one in open_requests if one[4] is None]
         rounds = sweep.rounds
@@ -157,17 +166,36 @@ class Certify:
         await tx.execute("certify_sweep_done", sweep_id=sweep.sweep_id)
 
     async def _load(self, row: Row, tx: Tx) -> Sweep:
-        sweep_id, sweep_class, last_artifact, bucket, _requests, trees, scope_digest, rounds, *_ = row
-        outcomes = [np.zeros(tree["leaves"], np.uint8) for tree in trees]
-        for tree, chunk, _attempt, packed in await tx.fetch("certify_outcomes", sweep_id=sweep_id):
-            part = outcomes[tree][chunk * CHUNK_LEAVES : chunk * CHUNK_LEAVES + len(packed)]
-            part[:] = sweeps.last_outcomes([part, np.frombuffer(packed, np.uint8)])
+        sweep_id, sweep_class, last_artifact, bucket, _requests, trees, scope_digest, rounds, *_, others = row
+        said = await _said(tx, sweep_id, trees, dated=bool(others))
         key = derive_key(self._keys.bucket(bucket), "sweep", sweep_id.bytes)
         file = ScopeFile.open(self._sealed.open(f"{sweep_id}.scope"), key)
         claims = unpack_columns(file.section("claims"))
+        absent = [ABSENT[codes] for codes in said.outcomes]
+        if others:
+            await self._doubt(tx, file, said, absent, others)
         return Sweep(
-            sweep_id, sweep_class, last_artifact, bucket, key, scope_digest, rounds, trees, file, claims, outcomes
-        )
+            sweep_id, sweep_class, last_artifact, bucket, key, scope_digest, rounds, trees, file, claims, said.outcomes,
+            absent,
+        )  # fmt: skip
+
+    async def _doubt(
+        self, tx: Tx, file: ScopeFile, said: Said, absent: Sequence[NDArray[np.bool_]], others: Sequence[UUID]
+    ) -> None:
+        """Take out of `absent` what another sweep that holds it too has found since: its row is all by which what is left
+        of it can be asked for again."""
+        for other_id, bucket, trees in await tx.fetch("certify_others", ids=list(others)):
+            try:
+                key = derive_key(self._keys.bucket(bucket), "sweep", other_id.bytes)
+            except Rejected:
+                continue  # its key was destroyed after it had ended
+            other = ScopeFile.open(self._sealed.open(f"{other_id}.scope"), key)
+            theirs = await _said(tx, other_id, trees, dated=True)
+            for tree, mine in enumerate(absent):
+                if (shared := sweeps.shared(file, tree, other)) is not None and len(shared.here):
+                    found = ~SILENT[theirs.outcomes[shared.tree][shared.there]]
+                    later = theirs.at[shared.tree][shared.there] > said.at[tree][shared.here]
+                    mine[shared.here[found & later]] = False
 
     async def _round(
         self, sweep: Sweep, number: int, provision: Provision, done: Sequence[Finished], tx: Tx
@@ -271,6 +299,28 @@ def _messages(sweep_id: UUID, number: int, provision: str, at: datetime, certifi
     if completes:
         said.append(events.RequestCompleted(request_id=RequestId(str(request_id)), at=at))
     return [outgoing(one, at=at, traceparent=trace)[1] for one in said]
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """The last word of step absence about each leaf, per tree; and where in the log it is (-1: nowhere yet), if asked."""
+
+    outcomes: list[NDArray[np.uint8]]
+    at: list[NDArray[np.int64]]
+
+
+async def _said(tx: Tx, sweep_id: UUID, trees: Sequence[Mapping[str, Any]], *, dated: bool) -> Said:
+    said = Said(
+        [np.zeros(tree["leaves"], np.uint8) for tree in trees],
+        [np.full(tree["leaves"], -1, np.int64) for tree in trees] if dated else [],
+    )
+    for tree, chunk, attempt, packed, index in await tx.fetch("certify_outcomes", sweep_id=sweep_id):
+        place = slice(chunk * CHUNK_LEAVES, chunk * CHUNK_LEAVES + len(packed))
+        part, told = said.outcomes[tree][place], np.frombuffer(packed, np.uint8)
+        part[:] = sweeps.last_outcomes([part, told])
+        if dated:
+            said.at[tree][place][(told != Outcome.OPEN) | (attempt == 0)] = index
+    return said
 
 
 async def _nothing(_: Tx) -> None:

@@ -56,7 +56,7 @@ class Dropping:
             return images[:0]
         if self._places is None or self._places[0] != sweep.sweep_id:
             self._places = (sweep.sweep_id, [places_of(sweep, tree) for tree in range(len(sweep.trees))])
-        return free_images(images, self._places[1], sweep.outcomes)
+        return free_images(images, self._places[1], sweep.absent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,16 +67,16 @@ class Places:
     last: I64
 
 
-def free_images(images: I64, places: Sequence[Places], outcomes: Sequence[NDArray[np.uint8]]) -> I64:
+def free_images(images: I64, places: Sequence[Places], absent: Sequence[NDArray[np.bool_]]) -> I64:
     """Those of `images` (ascending) that lie in no chunk, from its first image to its last, with a leaf that is not
-    verified absent. `places`, `outcomes`: per tree."""
+    absent. `places`, `absent` (which leaves are): per tree."""
     edges = np.zeros(len(images) + 1, np.int64)
-    for where, codes in zip(places, outcomes, strict=True):
-        if not len(codes):
+    for where, gone in zip(places, absent, strict=True):
+        if not len(gone):
             continue
-        absent = np.logical_and.reduceat(ABSENT[codes], np.arange(0, len(codes), CHUNK_LEAVES))
-        np.add.at(edges, np.searchsorted(images, where.first[~absent], "left"), 1)
-        np.add.at(edges, np.searchsorted(images, where.last[~absent], "right"), -1)
+        whole = np.logical_and.reduceat(gone, np.arange(0, len(gone), CHUNK_LEAVES))
+        np.add.at(edges, np.searchsorted(images, where.first[~whole], "left"), 1)
+        np.add.at(edges, np.searchsorted(images, where.last[~whole], "right"), -1)
     free: NDArray[np.bool_] = np.cumsum(edges[:-1]) == 0
     return images[free]
 
@@ -146,12 +146,12 @@ def _ranges(ordinals: I64) -> tuple[list[int], list[int]]:
 
 
 def _gone_artifacts(sweep: Sweep, chosen: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(ordinal, artifact id) of every leaf that a chosen request claims and that is verified absent."""
+    """(ordinal, artifact id) of every leaf that a chosen request claims and whose row may go."""
     ordinals, ids = [], []
     for tree in range(len(sweep.trees)):
         leaf, offset = sweep.indices(tree)
         mine = sweeps.distinct(np.concatenate([leaf[offset[one] : offset[one + 1]] for one in chosen.tolist()]))
-        mine = mine[ABSENT[sweep.outcomes[tree][mine]]]
+        mine = mine[sweep.absent[tree][mine]]
         for chunk, inner in _by_chunk(mine):
             columns = unpack_columns(sweep.file.section(f"{tree}/{chunk}"))
             ordinals.append(np.frombuffer(columns["ordinal"], "<u8").astype(np.int64)[inner])

@@ -3,14 +3,18 @@
 -- name: certify_sweeps
 select s.sweep_id, s.class, s.last_artifact, s.bucket, s.requests, s.trees, s.scope_digest, s.rounds, s.taint,
        not exists (select from work w where w.sweep_id = s.sweep_id and w.step <> 'done'),
-       (select count(*) from work w where w.sweep_id = s.sweep_id and w.step = 'done')
+       (select count(*) from work w where w.sweep_id = s.sweep_id and w.step = 'done'),
+       array(select other_id from overlap o where o.sweep_id = s.sweep_id
+             union all select o.sweep_id from overlap o where o.other_id = s.sweep_id)
 from sweep s where s.sweep_id = any(%(ids)s::uuid[]) and s.state in ('published', 'done') order by s.sweep_id for update
 
 -- The same of one, without holding it.
 -- name: certify_sweep_seen
 select s.sweep_id, s.class, s.last_artifact, s.bucket, s.requests, s.trees, s.scope_digest, s.rounds, s.taint,
        not exists (select from work w where w.sweep_id = s.sweep_id and w.step <> 'done'),
-       (select count(*) from work w where w.sweep_id = s.sweep_id and w.step = 'done')
+       (select count(*) from work w where w.sweep_id = s.sweep_id and w.step = 'done'),
+       array(select other_id from overlap o where o.sweep_id = s.sweep_id
+             union all select o.sweep_id from overlap o where o.other_id = s.sweep_id)
 from sweep s where s.sweep_id = %(id)s and s.state in ('published', 'done')
 
 -- Orders are certified by tasks. One that is under way looks again itself before it ends.
@@ -23,8 +27,15 @@ where task.done_at is not null
 
 -- Outcomes count once their statement is in the log: rescan's row comes before dispatch has seen its event.
 -- name: certify_outcomes
-select tree, chunk, attempt, outcomes from outcome
+select tree, chunk, attempt, outcomes, log_index from outcome
 where sweep_id = %(sweep_id)s and step = 'absence' and log_index is not null order by attempt, tree, chunk
+
+-- What other sweeps hold of the same artifacts is read from their scope files.
+-- name: certify_others
+select sweep_id, bucket, trees from sweep where sweep_id = any(%(ids)s::uuid[]) order by sweep_id
+
+-- name: certify_residue
+insert into residue (sweep_id) values (%(sweep_id)s) on conflict do nothing
 
 -- name: certify_open
 select leaf, request_id, bucket, state, data_result, models_result, type, due from request

@@ -1,9 +1,12 @@
 -- Work orders as executors and the rescanner see them: claims, intent, exclusions, leases, outcomes.
 -- Orders travel as parallel arrays; `n` (from 1) is an order's place in them.
 
+-- With the sweeps that hold some of the same artifacts.
 -- name: execute_sweeps
-select sweep_id, state, bucket, scope_digest, scope_index, file_digest, class, trees from sweep
-where sweep_id = any(%(sweeps)s::uuid[])
+select sweep_id, state, bucket, scope_digest, scope_index, file_digest, class, trees,
+    array(select other_id from overlap o where o.sweep_id = s.sweep_id
+          union all select o.sweep_id from overlap o where o.other_id = s.sweep_id)
+from sweep s where sweep_id = any(%(sweeps)s::uuid[])
 
 -- name: execute_lock_sweeps
 select sweep_id, state, bucket, scope_digest, scope_index, file_digest, class, trees from sweep

@@ -109,8 +109,15 @@ select b.first_ordinal, b.first_ordinal + b.used
 from hold h join ordinal_block b using (source_no)
 where h.released_at is null and (h.until is null or h.until > %(at)s)
 
+-- Sweeps under way, and those that ended without some artifact.
 -- name: plan_overlapping
-select sweep_id, bucket, ordinals from sweep where state in ('sealed', 'awaiting-approval', 'published')
+select sweep_id, bucket, ordinals from sweep
+where state in ('sealed', 'awaiting-approval', 'published')
+union all
+select s.sweep_id, s.bucket, s.ordinals from residue join sweep s using (sweep_id) where s.state = 'done'
+
+-- name: plan_put_overlaps
+insert into overlap (sweep_id, other_id) select %(sweep_id)s, other_id from unnest(%(others)s::uuid[]) as o(other_id)
 
 -- name: plan_tombstones
 select t.bitmap from tombstone t join source s using (source_no)
