@@ -466,6 +466,30 @@ class TestFaissStoreWithLists(TestFaissStore):
         super().insert(unit, artifacts)
 
 
+@needs_faiss
+@pytest.mark.parametrize("mapped", ["IDMap", "IDMap2"])
+@pytest.mark.parametrize("gone", [[0], [7, 8, 9, 49], [*range(3, 50)], [*range(50)], [*range(0, 50, 2), 1000]])
+def test_a_flat_index_is_rewritten_to_the_bytes_that_the_library_writes(
+    gone: list[int], mapped: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import faiss
+
+    from expunge.adapters.stores import faiss as adapter
+
+    monkeypatch.setattr(adapter, "_COPIED_BYTES", 3 * 4 * DIMENSIONS)
+    old, new, expected = (str(tmp_path / name) for name in ("old", "new", "expected"))
+    index: Any = faiss.index_factory(DIMENSIONS, f"{mapped},Flat", faiss.METRIC_INNER_PRODUCT)
+    ids = np.arange(50, dtype=np.int64)
+    index.add_with_ids(np.array([np.frombuffer(vector(str(i)), "<f4") for i in ids]), ids)
+    faiss.write_index(index, old)
+    index.remove_ids(np.array(gone, np.int64))
+    faiss.write_index(index, expected)
+    made = adapter._without(old, new, np.array(gone, np.int64))
+    assert made.changed
+    assert made.result.ids.tolist() == [one for one in gone if one < len(ids)]
+    assert Path(new).read_bytes() == Path(expected).read_bytes()
+
+
 # --- PostgreSQL with pgvector
 
 

@@ -43,6 +43,7 @@ _NEEDLE_BYTES: Final = 16
 _BITMAP_IDS: Final = 1 << 26
 """A bitmap selector is the fastest; above this largest id (8 MiB of bitmap) a hashed set is smaller."""
 _SEARCHED: Final = 8
+_COPIED_BYTES: Final = 1 << 20
 _FLAT: Final = struct.Struct("<4siq16s?i4siq16s?iQ")
 _FLAT_HEAD: Final = _FLAT.size
 _MAPPED: Final = getattr(faiss, "IO_FLAG_MMAP_IFC", 0)
@@ -445,6 +446,10 @@ def _rebuilt(index: Index, ids: Ids) -> tuple[int, Index]:
 
 
 def _without(old: str, new: str, wanted: Ids) -> Rewrite[Removed]:
+    """Write `new`: `old` without the vectors whose ids are `wanted`. Nothing is written where it has none of these."""
+    with open(old, "rb") as file:
+        if (layout := _flat_layout(file)) is not None:
+            return _without_flat(file, new, wanted, *layout)
     index = _read(old)
     held = index.ids()
     ids = held[_places(held, wanted)]
@@ -455,8 +460,42 @@ def _without(old: str, new: str, wanted: Ids) -> Rewrite[Removed]:
     before = int(index.faiss.ntotal)
     removed, index = index.without(ids)
     _write(index.faiss, new)
+    centroids = index.centroids()
+    del index  # two large indexes never have to fit
     _verify(new, before - removed, ids, vectors[:_SEARCHED])
-    return Rewrite(changed=True, result=Removed(ids, _share_a_row(vectors, index.centroids())))
+    return Rewrite(changed=True, result=Removed(ids, _share_a_row(vectors, centroids)))
+
+
+def _without_flat(file: BinaryIO, new: str, wanted: Ids, dimensions: int, count: int) -> Rewrite[Removed]:
+    """The same of a Flat index under an id map, as the library would write it: what stays is copied block by block, so
+    that memory does not grow with the index, and what goes is not even read."""
+    width, fd = 4 * dimensions, file.fileno()
+    file.seek(-8 * count, os.SEEK_END)
+    held = np.frombuffer(file.read(8 * count), "<i8").astype(np.int64)
+    if len(held) != count:
+        raise Retryable("the index changed while it was read")
+    going = np.isin(held, wanted)
+    ids, kept = held[going], held[~going]
+    if ids.size == 0:
+        return Rewrite(changed=False, result=Removed(ids, is_centroid=False))
+    places = np.flatnonzero(going)[:_SEARCHED].tolist()
+    vectors = b"".join([os.pread(fd, width, _FLAT_HEAD + width * at) for at in places])
+    outer, _, _, *between = _FLAT.unpack(os.pread(fd, _FLAT_HEAD, 0))
+    between[4:6], between[-1] = [dimensions, len(kept)], len(kept) * dimensions
+    rows = max(_COPIED_BYTES // width, 1)
+    with open(new, "wb") as out:
+        out.write(_FLAT.pack(outer, dimensions, len(kept), *between))
+        for first in range(0, count, rows):
+            stay = ~going[first : first + rows]
+            if not stay.any():
+                continue
+            block = os.pread(fd, width * len(stay), _FLAT_HEAD + width * first)
+            if len(block) != width * len(stay):
+                raise Retryable("the index changed while it was read")
+            out.write(block if stay.all() else np.frombuffer(block, np.uint8).reshape(-1, width)[stay].tobytes())
+        out.write(len(kept).to_bytes(8, "little") + kept.astype("<i8").tobytes())
+    _verify(new, len(kept), ids, np.frombuffer(vectors, "<f4").reshape(-1, dimensions).astype(np.float32))
+    return Rewrite(changed=True, result=Removed(ids, is_centroid=False))
 
 
 def _verify(temp: str, left: int, ids: Ids, vectors: Vectors) -> None:
