@@ -81,6 +81,16 @@ async def test_csv_and_parquet_load_alike_and_a_file_is_taken_once(catalogue: Ca
     assert (again.images, again.repeated) == (0, 2)
 
 
+async def test_units_are_numbered_as_their_first_images_are(catalogue: Catalogue, tmp_path: Path) -> None:
+    names = [f"u{(7 * number) % 100:02d}" for number in range(100)]
+    rows = [row(f"k{number:03d}", unit=names[number // 2]) for number in range(200)]
+    await import_files(catalogue.ledger, registrar(catalogue), [write(tmp_path / "one.csv", rows)], at=AT)
+    found = catalogue.sql(
+        "select u.name from artifact a join unit u using (unit_no) group by u.unit_no, u.name order by u.unit_no"
+    )
+    assert [name for (name,) in found] == names
+
+
 async def test_bad_rows_are_named_by_line_and_reason_and_nothing_is_loaded(
     catalogue: Catalogue, tmp_path: Path
 ) -> None:

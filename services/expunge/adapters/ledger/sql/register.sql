@@ -162,10 +162,12 @@ insert into store (name)
 select distinct a.store from staged_artifact a join settled_image s using (image)
 where s.refusal is null and not exists (select from store t where t.name = a.store) on conflict do nothing
 
+-- Numbered as their images are: what came in unit by unit is read back so, each row once and without a sort.
 -- name: register_units
 insert into unit (store_no, name)
-select distinct t.store_no, a.unit from staged_artifact a join settled_image s using (image) join store t on t.name = a.store
-where s.refusal is null and not exists (select from unit u where u.store_no = t.store_no and u.name = a.unit) on conflict do nothing
+select t.store_no, a.unit from staged_artifact a join settled_image s using (image) join store t on t.name = a.store
+where s.refusal is null and not exists (select from unit u where u.store_no = t.store_no and u.name = a.unit)
+group by 1, 2 order by min(s.ordinal), 1, 2 on conflict do nothing
 
 -- name: register_artifacts
 with offered as (
