@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
@@ -22,15 +22,17 @@ from expunge.ports import Row, Tx
 from expunge.stages.certify.finished import Finished, Sweep
 from expunge.tasks import Lease
 
-BLOCK_IMAGES: Final = 65_536
+BLOCK_IMAGES: Final = 32_768
 """Images whose rows go in one transaction."""
+AT_ONCE: Final = 2
+"""Such transactions side by side, each a process of the server."""
 
 ABSENT: Final = np.isin(np.arange(256), list(FINAL_ABSENT))
 
 
 class Dropping:
     """Takes the rows of orders out while other runs of them are under way, block by block, each in a transaction of its
-    own. Keeps the places of the last order's chunks (mutable)."""
+    own, some side by side. Keeps the places of the last order's chunks (mutable)."""
 
     def __init__(self) -> None:
         self._places: tuple[UUID, list[Places]] | None = None
@@ -41,11 +43,22 @@ class Dropping:
         May be repeated: what is gone is not counted twice. Raises `FencedOff` when the lease is another's by now.
         """
         ready = await asyncio.to_thread(self._ready, sweep)
-        for at in range(0, len(ready), BLOCK_IMAGES):
-            first, end = _ranges(ready[at : at + BLOCK_IMAGES])
-            async with lease.ledger.transaction() as tx:
-                await lease.hold(tx)
-                await _drop_blocks(sweep, first, end, tx)
+        cuts = range(0, len(ready), BLOCK_IMAGES)
+        blocks = iter([ready[at : at + BLOCK_IMAGES] for at in cuts])
+
+        async def drop() -> None:
+            for block in blocks:
+                async with lease.ledger.transaction() as tx:
+                    await _drop_blocks(sweep, *_ranges(block), tx, hold=lease.hold)
+
+        side_by_side = [asyncio.ensure_future(drop()) for _ in cuts[1:AT_ONCE]]
+        try:
+            await drop()
+            await asyncio.gather(*side_by_side)
+        finally:
+            for one in side_by_side:
+                one.cancel()
+            await asyncio.gather(*side_by_side, return_exceptions=True)
         return ready
 
     def _ready(self, sweep: Sweep) -> I64:
@@ -106,22 +119,31 @@ async def drop_rows(sweep: Sweep, done: Sequence[Finished], tx: Tx, dropped: I64
     await tx.execute("certify_drop_consents", ids=[one.request_id for one in done])
 
 
-async def _drop_blocks(sweep: Sweep, first: list[int], end: list[int], tx: Tx) -> None:
+async def _drop_blocks(
+    sweep: Sweep, first: list[int], end: list[int], tx: Tx, hold: Callable[[Tx], Awaitable[None]] | None = None
+) -> None:
     """All rows of images that are verified absent, but for artifacts that came after the scope was sealed, and theirs.
 
-    Raises `Retryable` when others change these rows at the same time: what was counted must be what went.
+    `hold`: refuses, for who is no more to do this; and keeps all others waiting who call it until `tx` ends. What blocks
+    add up in comes after it, so that only that waits. Raises `Retryable` when others change these rows at the same time:
+    what was counted must be what went.
     """
     ranges: dict[str, Any] = {"first": first, "end": end}
-    ((counted,),) = await tx.fetch(
-        "certify_count_artifact_ranges", **ranges, last=sweep.last_artifact, sweep_id=sweep.sweep_id
-    )
+    counted = await tx.fetch("certify_count_artifact_ranges", **ranges, last=sweep.last_artifact)
     went = await tx.execute("certify_drop_artifact_ranges", **ranges, last=sweep.last_artifact)
     ((late,),) = await tx.fetch("certify_late_images", **ranges, last=sweep.last_artifact)
     images = await tx.fetch("certify_image_blocks", **ranges, late=late)
     gone = await tx.execute("certify_drop_image_blocks", **ranges, late=late)
-    if (went, gone * 8) != (counted, sum(len(packed) for _, packed in images)):
+    if (went, gone * 8) != (sum(row[2] for row in counted), sum(len(packed) for _, packed in images)):
         raise Retryable("rows of an order's images changed while they were counted")
     await tx.execute("certify_drop_subject_blocks", **ranges, late=late)
+    if hold is not None:
+        await hold(tx)
+    if counted:
+        sources, kinds, artifacts = (list(column) for column in zip(*counted, strict=True))
+        await tx.execute(
+            "certify_add_erased", sweep_id=sweep.sweep_id, sources=sources, kinds=kinds, artifacts=artifacts
+        )
     await _entomb(sweep, images, tx)
 
 

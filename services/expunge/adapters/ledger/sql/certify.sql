@@ -94,17 +94,18 @@ on conflict (sweep_id, source_no, kind) do update set artifacts = erased.artifac
 -- An order's rows are counted first and dropped then: a statement that returned each row would cost as much again. Who
 -- drops compares the numbers.
 -- name: certify_count_artifact_ranges
-with counted as (
+select b.source_no, c.kind, sum(c.artifacts)::bigint
+from (
     select a.ordinal >> 16 as block, a.kind, count(*) as artifacts
     from unnest(%(first)s::bigint[], %(end)s::bigint[]) as r(lo, hi) join artifact a on a.ordinal >= r.lo and a.ordinal < r.hi
     where a.artifact_id <= %(last)s group by 1, 2
-), put as (
-    insert into erased (sweep_id, source_no, kind, artifacts)
-    select %(sweep_id)s, b.source_no, c.kind, sum(c.artifacts)
-    from counted c join ordinal_block b on b.first_ordinal = c.block << 16 group by 2, 3
-    on conflict (sweep_id, source_no, kind) do update set artifacts = erased.artifacts + excluded.artifacts
-)
-select coalesce(sum(artifacts), 0)::bigint from counted
+) as c join ordinal_block b on b.first_ordinal = c.block << 16 group by 1, 2
+
+-- name: certify_add_erased
+insert into erased (sweep_id, source_no, kind, artifacts)
+select %(sweep_id)s, t.source_no, t.kind, t.artifacts
+from unnest(%(sources)s::integer[], %(kinds)s::text[], %(artifacts)s::bigint[]) as t(source_no, kind, artifacts)
+on conflict (sweep_id, source_no, kind) do update set artifacts = erased.artifacts + excluded.artifacts
 
 -- name: certify_drop_artifact_ranges
 delete from artifact a using unnest(%(first)s::bigint[], %(end)s::bigint[]) as r(lo, hi)
