@@ -43,7 +43,7 @@ from expunge.record import log
 PEOPLE: Final = "people"
 ORDER: Final = "order"
 
-DIGESTS: Final = 1 << 18
+DIGESTS: Final = 1 << 16
 """Photos whose digests are suppressed together."""
 
 SWEEPS_UNDER_WAY: Final = 2
@@ -194,11 +194,23 @@ class Plan:
     async def _plant(self, tx: Tx, claimed: Claimed, forest: Forest, pages: AsyncIterator[Page]) -> sweeps.Claims:
         """Grow the trees; who claims what. Where everything is claimed, page by page; else all have to be seen first."""
         if claimed.everything:
-            async for page in pages:
-                await asyncio.to_thread(forest.add, page)
+            in_order = claimed.sweep_class == ORDER
+
+            def grow(page: Page) -> None:
+                forest.add(page.in_order() if in_order else page)
+
+            growing: asyncio.Future[None] | None = None
+            try:
+                async for page in pages:  # the database gathers the next page while this one is hashed
+                    if growing is not None:
+                        await growing
+                    growing = asyncio.ensure_future(asyncio.to_thread(grow, page))
+            finally:
+                if growing is not None:
+                    await growing
             await asyncio.to_thread(forest.close)
             return sweeps.claims_of_one(forest.leaves)
-        listed = [page async for page in pages]
+        listed = [page if claimed.sweep_class == PEOPLE else page.in_order() async for page in pages]
         trees = [Page.joined(list(some)) for _, some in groupby(listed, key=attrgetter("kind", "store_no"))]
         whole = await asyncio.to_thread(_decide, claimed.requests, trees)
         borders = np.cumsum([len(page.ids) for page in trees[:-1]])
@@ -224,12 +236,16 @@ class Plan:
             "trees": [{"kind": tree.kind, "store": tree.store, "leaves": tree.leaves} for tree in built.trees],
         }
         sections = chain(forest.spool, built.sections(units, overlaps))
-        file_digest = await asyncio.to_thread(
-            lambda: self._sealed.write(f"{sweep_id}.scope", scopefile.blocks(header, sections, key))
+        # Beside each other: the one is mostly ciphers and a file, the other mostly the database and the journal.
+        sealing = asyncio.ensure_future(
+            asyncio.to_thread(self._sealed.write, f"{sweep_id}.scope", scopefile.blocks(header, sections, key))
         )
+        try:
+            await self._suppress(tx, built, claimed.sweep_class)
+            crash_point("plan.suppressed")
+        finally:
+            file_digest = await sealing
         crash_point("plan.sealed")
-        await self._suppress(tx, built, claimed.sweep_class)
-        crash_point("plan.suppressed")
         ((catalogue_index,),) = await tx.fetch("plan_catalogue_index")
         predicate = statement.Scope(
             sweep=str(sweep_id),
@@ -319,18 +335,28 @@ class Plan:
         """Remember the digests of photos that will be gone, so that none is uploaded again. A photo's digest and that of
         its stored file may differ, and the file's need not be known."""
         files = memoryview(built.image_digests)
-        for at in range(0, len(built.photos), DIGESTS):
-            photos = built.photos[at : at + DIGESTS]
-            if sweep_class == ORDER:
-                runs = np.array(sweeps.runs_of(photos), np.int64)
-                ((known,),) = await tx.fetch("plan_image_digest_ranges", first=runs[:, 0].copy(), end=runs.sum(axis=1))
-            else:
-                ((known,),) = await tx.fetch("plan_image_digests", ordinals=photos)
-            last = at + DIGESTS >= len(
-                built.photos
-            )  # a photo may have several files: what is left over goes with the last
-            theirs = bytes(files[at * 32 :] if last else files[at * 32 : (at + DIGESTS) * 32])
-            macs = await asyncio.to_thread(self._remember, theirs if theirs == known else theirs + (known or b""))
+        remembering: asyncio.Future[bytes] | None = None
+        try:
+            for at in range(0, len(built.photos), DIGESTS):
+                photos = built.photos[at : at + DIGESTS]
+                if sweep_class == ORDER:
+                    runs = np.array(sweeps.runs_of(photos), np.int64)
+                    ((known,),) = await tx.fetch(
+                        "plan_image_digest_ranges", first=runs[:, 0].copy(), end=runs.sum(axis=1)
+                    )
+                else:
+                    ((known,),) = await tx.fetch("plan_image_digests", ordinals=photos)
+                # A photo may have several files: what is left over goes with the last.
+                last = at + DIGESTS >= len(built.photos)
+                theirs = bytes(files[at * 32 :] if last else files[at * 32 : (at + DIGESTS) * 32])
+                if remembering is not None:
+                    await tx.execute("plan_suppress_page", macs=await remembering)
+                digests = theirs if theirs == known else theirs + (known or b"")
+                # The journal takes these while the database says what the next are.
+                remembering = asyncio.ensure_future(asyncio.to_thread(self._remember, digests))
+        finally:
+            macs = await remembering if remembering is not None else b""
+        if macs:
             await tx.execute("plan_suppress_page", macs=macs)
 
     def _remember(self, digests: bytes) -> bytes:
@@ -424,8 +450,8 @@ async def _artifacts(tx: Tx, ordinals: I64) -> AsyncIterator[Page]:
 
 
 async def _artifacts_of_order(tx: Tx, ordinals: I64, *, purposes: bool) -> AsyncIterator[Page]:
-    """What an order's images (ascending) have, page by page, in the order of `domain.extents`. `purposes`: whether the
-    artifacts' purposes are asked for."""
+    """What an order's images (ascending) have, page by page, each still to be brought `in_order`: then they are in that of
+    `domain.extents`. `purposes`: whether the artifacts' purposes are asked for."""
     runs = np.array(sweeps.runs_of(ordinals), np.int64).reshape(-1, 2)
     first, end = runs[:, 0].copy(), runs.sum(axis=1)
     found = await tx.fetch("plan_extents", first=first, end=end)
@@ -437,7 +463,7 @@ async def _artifacts_of_order(tx: Tx, ordinals: I64, *, purposes: bool) -> Async
                 purposes=purposes, first=np.maximum(first[lo:hi], read.first), end=np.minimum(end[lo:hi], read.end),
             )  # fmt: skip
             if row[2] is not None:
-                yield Page.of_row(row).in_order()
+                yield Page.of_row(row)
 
 
 def _decide(requests: sweeps.Requests, pages: Sequence[Page]) -> sweeps.Claims:
