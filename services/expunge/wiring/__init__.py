@@ -69,6 +69,9 @@ CLOSING_SECONDS = 2.0
 GATHER_SECONDS = 1.0
 """How long statements about chunks wait for a checkpoint that nothing else asks for."""
 
+TASKS_AT_ONCE = {"rescan": 2}
+"""Tasks that a worker runs side by side, where not one: an index file read whole should not keep small runs waiting."""
+
 RECONCILE_SECONDS = 60.0
 """How often rescan looks whether the next reconciliation is due."""
 
@@ -218,7 +221,8 @@ def build_worker(name: str, settings: Settings) -> HostedWorker:
         raise Misconfigured(message)
     deployment = Deployment(settings)
     broker = KafkaBroker(settings.kafka, client_id=f"expunge-{name}-{settings.instance}")
-    wake = asyncio.Event()
+    # One each: who waits for an event clears it, and would clear it for the other too.
+    wake, *due = (asyncio.Event() for _ in range(1 + TASKS_AT_ONCE.get(name, 1)))
     handlers, background, kinds = _stages(name, deployment, wake)
     directory = deployment.worker_directory(name)
     directory.mkdir(parents=True, exist_ok=True)
@@ -230,7 +234,7 @@ def build_worker(name: str, settings: Settings) -> HostedWorker:
         parking=deployment.parking(),
         in_flight={topic: InFlight(directory / f"in-flight-{topic}") for topic in handlers},
         clock=now,
-        committed=wake.set,
+        committed=_all(wake, *due),
     )
 
     async def start() -> None:
@@ -266,17 +270,8 @@ def build_worker(name: str, settings: Settings) -> HostedWorker:
     clock = partial(keep_checking_clock, deployment.ledger)
     running: list[Background] = [parked, relay, closing, clock, *(_with_host(one, host) for one in background)]
     if kinds:
-
-        async def tasks() -> None:
-            try:
-                await run_tasks(
-                    ledger=deployment.ledger, kinds=kinds, stop=stopping, wake=wake,
-                    finished=_ignoring(host.publish_outbox),
-                )  # fmt: skip
-            finally:
-                at_rest.set()
-
-        running.append(tasks)
+        loop = partial(run_tasks, ledger=deployment.ledger, kinds=kinds, stop=stopping)
+        running.append(_tasks([partial(loop, wake=one) for one in due], host, wake, at_rest))
     return HostedWorker(name, host, start, running, stopping)
 
 
@@ -319,6 +314,32 @@ def _ignoring(publish: Callable[[], Awaitable[int]]) -> Background:
         await publish()
 
     return run
+
+
+def _tasks(
+    loops: Sequence[Callable[..., Awaitable[None]]], host: DeliveryHost, wake: asyncio.Event, at_rest: asyncio.Event
+) -> Background:  # fmt: skip
+    """Run tasks in these loops. Each task that is finished sets `wake`; `at_rest` is set when all loops have ended."""
+
+    async def finished() -> None:
+        await host.publish_outbox()
+        wake.set()
+
+    async def run() -> None:
+        try:
+            await asyncio.gather(*(loop(finished=finished) for loop in loops))
+        finally:
+            at_rest.set()
+
+    return run
+
+
+def _all(*events: asyncio.Event) -> Callable[[], None]:
+    def wake() -> None:
+        for one in events:
+            one.set()
+
+    return wake
 
 
 _Stages = tuple[dict[str, Sequence[Handler]], list[Callable[[DeliveryHost], Background]], dict[str, Work]]
