@@ -4,6 +4,7 @@ import asyncio
 import os
 import struct
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -594,3 +595,26 @@ async def test_each_topic_has_its_own_offsets(rig: Rig) -> None:
     )  # fmt: skip
     assert sorted(rig.handled()) == sorted([a, b])
     assert rig.sql("select count(*) from consumer_offset") == [(2,)]
+
+
+async def test_what_went_out_by_row_is_not_published_again_by_who_had_it_in_hand_and_is_forgotten_under_load(
+    rig: Rig,
+) -> None:
+    a, b, c = names(3)
+    mine, another = ExitStack(), ExitStack()
+    mine.enter_context(rig.host.in_hand())
+    emitted = {}
+    for one in (a, b):
+        async with rig.ledger.transaction() as tx:
+            await emit(tx, "w", [TaintOrdered(sweep_id=SweepId(one))])
+        emitted[one] = tx.outbox
+    assert await rig.host.publish_outbox() == 2
+    another.enter_context(rig.host.in_hand())
+    await rig.host.publish_emitted(emitted[a])
+    await rig.host.process(TOPIC, [record(0, c)])
+    await rig.host.publish_emitted(emitted[b])
+    assert rig.published() == [a, b, c]
+    assert rig.host.remembered == 2
+    mine.close()
+    assert rig.host.remembered == 0  # though another, which began later, is still under way
+    another.close()

@@ -495,6 +495,7 @@ def _coordinate(deployment: Deployment, wake: asyncio.Event) -> _Stages:
             clock=now,
             publish_emitted=host.publish_emitted,
             publish=host.publish,
+            in_hand=host.in_hand,
             key_retention=timedelta(days=deployment.settings.key_retention_days) or None,
             wake=wake,
             attest=deployment.attest(),

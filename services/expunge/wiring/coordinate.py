@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final
@@ -57,6 +58,8 @@ class Coordinator:
     clock: Clock
     publish_emitted: Callable[[Sequence[tuple[str, Outgoing]]], Awaitable[None]]
     publish: Callable[[Sequence[Outgoing]], Awaitable[None]]
+    in_hand: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
+    """Around a transaction and the `publish_emitted` that follows."""
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     attest: Attest | None = None
     """Where the settings name witnesses or a time stamping authority; nothing waits without."""
@@ -96,14 +99,15 @@ class Coordinator:
         if published is None:
             announced = self._to_announce and await self._announce()
             return await self._attested() or announced or moved
-        async with self.ledger.transaction() as tx:
-            await self.prove.record(published, tx)
-            await self.dispatch.published(published.size, tx)
-            crash_point("prove.recorded")
-        crash_point("coordinate.committed")
-        self._to_announce = True
-        self._published.set()
-        await self.publish_emitted(tx.outbox)
+        with self.in_hand():
+            async with self.ledger.transaction() as tx:
+                await self.prove.record(published, tx)
+                await self.dispatch.published(published.size, tx)
+                crash_point("prove.recorded")
+            crash_point("coordinate.committed")
+            self._to_announce = True
+            self._published.set()
+            await self.publish_emitted(tx.outbox)
         await self._announce()
         return True
 
@@ -122,9 +126,10 @@ class Coordinator:
         """Order what waited for witnesses or the time stamp; whether anything did."""
         if self.attest is None:
             return False
-        async with self.ledger.transaction() as tx:
-            ordered = await self.dispatch.newly_attested(tx)
-        await self.publish_emitted(tx.outbox)
+        with self.in_hand():
+            async with self.ledger.transaction() as tx:
+                ordered = await self.dispatch.newly_attested(tx)
+            await self.publish_emitted(tx.outbox)
         return bool(ordered)
 
     async def attesting(self) -> None:
@@ -166,14 +171,15 @@ class Coordinator:
         if now - self._redriven >= REDRIVE_SECONDS:
             self._redriven = now
             self._to_announce = True  # another process may have left it behind
-            async with self.ledger.transaction() as tx:
-                await self.dispatch.redrive(tx, age=STALLED_SECONDS)
-                await self.dispatch.expire(tx)
-                await self.certify.overdue(tx)
-                stale = await self.certify.stale(tx, age=STALLED_SECONDS)
-                if stale:
-                    await self.certify.check(stale, tx)
-            await self.publish_emitted(tx.outbox)
+            with self.in_hand():
+                async with self.ledger.transaction() as tx:
+                    await self.dispatch.redrive(tx, age=STALLED_SECONDS)
+                    await self.dispatch.expire(tx)
+                    await self.certify.overdue(tx)
+                    stale = await self.certify.stale(tx, age=STALLED_SECONDS)
+                    if stale:
+                        await self.certify.check(stale, tx)
+                await self.publish_emitted(tx.outbox)
         if self.key_retention is not None and now - self._destroyed >= DESTROY_SECONDS:
             self._destroyed = now
             async with self.ledger.transaction() as tx:

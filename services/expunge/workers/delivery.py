@@ -12,7 +12,9 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from operator import itemgetter
@@ -161,10 +163,15 @@ class DeliveryHost:
         self._publishing = asyncio.Lock()
         self._behind = True
         """Whether rows of ours may be in the outbox that were not published when they should have been: they go first."""
-        self._under_way = 0
-        """Batches that may have committed and not yet published."""
+        self._begun = 0
+        """Batches and others `in_hand` so far."""
+        self._under_way: dict[int, None] = {}
+        """Numbers of those that may have committed and not yet published, ascending."""
+        self._by_row: deque[tuple[int, list[tuple[str, str]]]] = deque()
+        """What went out by row, and how many had begun by then: one that is under way may have it in memory still. Under
+        load there is always one, so it is forgotten piece by piece."""
         self._published: set[tuple[str, str]] = set()
-        """Ids and topics that went out by row while batches were under way: one of these may have them in memory still."""
+        """Ids and topics of `_by_row`."""
         self.progress = 0
         """Batches finished, for liveness."""
         self.parked: Final = asyncio.Event()
@@ -201,13 +208,28 @@ class DeliveryHost:
         self.progress += 1
 
     async def _process(self, topic: str, records: Sequence[Record]) -> None:
-        self._under_way += 1
-        try:
+        with self.in_hand():
             await self._carry_out(topic, records)
+
+    @contextmanager
+    def in_hand(self) -> Iterator[None]:
+        """Around a transaction and the `publish_emitted` of its outbox: what goes out by row between the two is left out of
+        the latter."""
+        self._begun += 1
+        number = self._begun
+        self._under_way[number] = None
+        try:
+            yield
         finally:
-            self._under_way -= 1
-            if not self._under_way:
-                self._published.clear()
+            del self._under_way[number]
+            oldest = next(iter(self._under_way), self._begun + 1)
+            while self._by_row and self._by_row[0][0] < oldest:
+                self._published.difference_update(self._by_row.popleft()[1])
+
+    @property
+    def remembered(self) -> int:
+        """Events that went out by row and that somebody may still have in hand."""
+        return len(self._published)
 
     async def _carry_out(self, topic: str, records: Sequence[Record]) -> None:
         dead: list[tuple[Record, str | None, str]] = []
@@ -452,8 +474,10 @@ class DeliveryHost:
                         return published
                     crash_point("delivery.published")
                     await tx.execute("outbox_published", ids=[row[0] for row in rows])
-            if self._under_way:
-                self._published.update((row[5], row[1]) for row in rows)
+            if rows and self._under_way:
+                out = [(row[5], row[1]) for row in rows]
+                self._by_row.append((self._begun, out))
+                self._published.update(out)
             published += len(rows)
             if len(rows) < OUTBOX_BATCH:
                 self._behind = self._behind and own > 0
