@@ -99,9 +99,10 @@ class Tx(Protocol):
     """Named queries (`adapters/ledger/sql/*.sql`) on one connection. Inside `Ledger.transaction` all commit together.
 
     `outbox`: ids and messages that the transaction has put into the outbox, in order: who publishes them once it is
-    committed need not read them back."""
+    committed need not read them back. `deferred`: whether it has put tasks that are due."""
 
     outbox: list[tuple[str, Outgoing]]
+    deferred: bool
 
     async def fetch(self, query: str, **parameters: object) -> list[Row]:
         """Run a named query and return all its rows."""

@@ -164,6 +164,7 @@ class Tx:
     def __init__(self, database: Database) -> None:
         self._database = database
         self.outbox: list[tuple[str, Outgoing]] = []
+        self.deferred = False
 
     async def fetch(self, query: str, **parameters: object) -> list[tuple[Any, ...]]:
         return self._database.statement(query).rows(self._ran(query, parameters))

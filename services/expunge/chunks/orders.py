@@ -227,6 +227,7 @@ async def defer(tx: Tx, kind: str, *, beyond: Sequence[WorkOrdered], later: Sequ
     One that is there already stays as it is."""
     for orders, seconds in ((beyond, 0.0), (later, DEFER_SECONDS)):
         if orders:
+            tx.deferred = True
             await tx.execute(
                 "execute_defer",
                 kind=kind,

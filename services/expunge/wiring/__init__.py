@@ -234,7 +234,8 @@ def build_worker(name: str, settings: Settings) -> HostedWorker:
         parking=deployment.parking(),
         in_flight={topic: InFlight(directory / f"in-flight-{topic}") for topic in handlers},
         clock=now,
-        committed=_all(wake, *due),
+        committed=wake.set,
+        deferred=_all(*due),
     )
 
     async def start() -> None:

@@ -136,7 +136,8 @@ class _OvertakenError(Exception):
 
 
 class DeliveryHost:
-    """Runs handlers on batches for one worker. `committed`: called after each commit, to wake what waits for rows."""
+    """Runs handlers on batches for one worker. `committed`: called after each commit, to wake what waits for rows;
+    `deferred`: after each that put tasks."""
 
     def __init__(
         self,
@@ -149,6 +150,7 @@ class DeliveryHost:
         in_flight: Mapping[str, InFlight],
         clock: Clock,
         committed: Callable[[], None] = lambda: None,
+        deferred: Callable[[], None] = lambda: None,
     ) -> None:
         self.worker = worker
         self.ledger = ledger
@@ -158,6 +160,7 @@ class DeliveryHost:
         self._in_flight = in_flight
         self._clock = clock
         self._committed = committed
+        self._deferred = deferred
         self._suspects: dict[tuple[str, int, int], int] = {}
         self._spent: dict[str, float] = {}
         self._publishing = asyncio.Lock()
@@ -324,6 +327,8 @@ class DeliveryHost:
                 await self._bury(tx, dead)
             crash_point("delivery.recorded")
         crash_point("delivery.committed")
+        if tx.deferred:
+            self._deferred()
         if parked:
             self.parked.set()
         metrics.DELIVERIES.labels(self.worker, topic, "handled").inc(len(fresh))

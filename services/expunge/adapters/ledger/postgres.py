@@ -97,6 +97,7 @@ class PostgresTx:
     def __init__(self, connection: psycopg.AsyncConnection) -> None:
         self._connection = connection
         self.outbox: list[tuple[str, Outgoing]] = []
+        self.deferred = False
 
     async def fetch(self, query: str, **parameters: object) -> list[Row]:
         with _translated():

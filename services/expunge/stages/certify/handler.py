@@ -116,6 +116,7 @@ class Certify:
             elif row[8] == "resolved" and (row[4] > 1 or row[9]):
                 await self._certify(row, tx)
         if orders:
+            tx.deferred = True
             await tx.execute("certify_defer", kind=self.task_kind, sweeps=orders)
 
     async def task(self, lease: Lease) -> Commit:
