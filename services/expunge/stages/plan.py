@@ -49,6 +49,10 @@ DIGESTS: Final = 1 << 16
 SWEEPS_UNDER_WAY: Final = 2
 """People's sweeps that run at once while requests are too few to fill another: more would cost more, and end no sooner."""
 
+ALONE_SECONDS: Final = 2.0
+"""How long a people's sweep runs alone while requests are too few to fill another. A small one costs nearly what a large one
+does: two that share a machine end later than one after the other. One that takes longer waits for a store, not for a core."""
+
 STUCK_SECONDS: Final = 5.0
 """A sweep that has not moved for this long holds up nobody: its store may be down."""
 
@@ -104,8 +108,9 @@ class Plan:
         """Whether that many people's requests had better gather: they fill no sweep, and enough sweeps are moving."""
         if waiting >= self._policy.sweep_requests:
             return False
-        ((under_way,),) = await self._ledger.fetch("plan_people_under_way", stuck=STUCK_SECONDS)
-        return int(under_way) >= SWEEPS_UNDER_WAY
+        ((under_way, newest),) = await self._ledger.fetch("plan_people_under_way", stuck=STUCK_SECONDS)
+        alone = under_way and 0 <= (self._clock() - newest).total_seconds() < ALONE_SECONDS
+        return bool(alone or under_way >= SWEEPS_UNDER_WAY)
 
     async def seal_people(self) -> UUID | None:
         """Seal one sweep of people's requests, if any wait."""

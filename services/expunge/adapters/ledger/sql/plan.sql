@@ -21,10 +21,12 @@ select class, count(*), min(accepted_at) from (
 ) as oldest group by class
 
 -- People's sweeps under way: sealed and not published yet, or with work left (which waits from sealing on), and moving.
+-- How many, and when the newest was sealed.
 -- name: plan_people_under_way
-select count(*) from (
-    select from work join sweep using (sweep_id)
-    where work.step <> 'done' and sweep.class = 'people' and sweep.state in ('sealed', 'published') group by sweep_id
+select count(*), max(sealed_at) from (
+    select sealed_at from work join sweep using (sweep_id)
+    where work.step <> 'done' and sweep.class = 'people' and sweep.state in ('sealed', 'published')
+    group by sweep_id, sealed_at
     having max(work.ordered_at) > clock_timestamp() - make_interval(secs => %(stuck)s::float8)
 ) as moving
 
