@@ -155,6 +155,18 @@ class World:
         rows = self.sql("select value from outbox order by id")
         return [type(events.parse_event(bytes(value))).__name__ for (value,) in rows]
 
+    def steps(self) -> list[tuple[UUID, str]]:
+        """Sweeps and steps of which ImagesPurged is in the outbox, in order."""
+        rows = self.sql("select value from outbox order by id")
+        said = (events.parse_event(bytes(value)) for (value,) in rows)
+        return [(UUID(one.sweep_id), one.step.value) for one in said if isinstance(one, events.ImagesPurged)]
+
+    async def hide(self, sweep_id: UUID) -> None:
+        """And no more: unit u is another worker's meanwhile."""
+        self.sql("insert into unit_lease values ('fs', 'u', nextval('fence'), 'other', now() + interval '1 hour')")
+        await self.do(self.purge(), sweep_id, Step.HIDE)
+        self.sql("delete from unit_lease")
+
     async def erase_all(self, sweep_id: UUID) -> None:
         await self.do(self.rescan(), sweep_id, Step.PRESENCE)
         if self.rewrites_unit:
@@ -195,6 +207,28 @@ async def test_a_run_goes_from_presence_to_verified_absence(world: World) -> Non
     assert world.statement(ONE, Step.HIDE).level is Level.UNREACHABLE
     assert world.sql("select intent_at is not null from work") == [(True,)]
     assert world.sql("select count(*) from unit_lease") == [(0,)]
+
+
+async def test_what_is_hidden_is_erased_in_the_same_batch(world: World) -> None:
+    world.plan(ONE, [("u", "a")])
+    world.plan(TWO, [("v", "c")])
+    world.fill(ABC)
+    for sweep in (ONE, TWO):
+        await world.do(world.rescan(), sweep, Step.PRESENCE)
+    world.sql("insert into unit_lease values ('fs', 'v', nextval('fence'), 'other', now() + interval '1 hour')")
+    await world.handle(world.purge(), world.order(ONE, Step.HIDE), world.order(TWO, Step.HIDE))
+    assert world.left() == {("u", "b"), ("v", "c")}
+    assert "c" not in world.space.units["v"].visible  # hidden all the same
+    assert world.steps() == [(ONE, "hide"), (ONE, "erase"), (TWO, "hide")]
+    assert world.sql("select count(*) from task") == [(0,)]  # the order to erase it is still to come
+    world.calls.clear()
+    await world.do(world.purge(), ONE, Step.ERASE)  # answered from its rows
+    assert not world.calls
+    world.sql("delete from unit_lease")
+    await world.do(world.purge(), TWO, Step.ERASE)
+    assert world.left() == {("u", "b")}
+    assert world.steps() == [(ONE, "hide"), (ONE, "erase"), (TWO, "hide"), (TWO, "erase")]
+    assert world.outcomes(TWO, Step.ERASE) == [1]
 
 
 @pytest.mark.parametrize("state", ["sealed", "awaiting-approval", "void"])
@@ -319,7 +353,7 @@ async def test_what_is_hidden_already_is_looked_for_where_its_bytes_can_be_read(
     await world.do(world.rescan(), ONE, Step.PRESENCE)
     assert world.outcomes(ONE, Step.PRESENCE) == [7, 7, 3]
     assert world.statement(ONE, Step.PRESENCE).sampled == 2
-    await world.do(world.purge(), ONE, Step.HIDE)
+    await world.hide(ONE)
     world.space.lying = True
     await world.do(world.purge(), ONE, Step.ERASE)
     await world.do(world.rescan(), ONE, Step.ABSENCE)
@@ -385,7 +419,7 @@ async def test_bytes_that_stay_behind_a_clean_listing_are_residue(world: World) 
     world.plan(ONE, ABC)
     world.fill(ABC)
     await world.do(world.rescan(), ONE, Step.PRESENCE)
-    await world.do(world.purge(), ONE, Step.HIDE)
+    await world.hide(ONE)
     store = MemoryStore(world.space, "fs")
     store.erase("v", ["c"], 1)
     world.space.lying = True
@@ -678,9 +712,8 @@ async def test_vectors_go_from_a_real_index_in_one_rewrite(world: World, tmp_pat
         signer=RESCANNER, clock=lambda: AT, max_attempts=5,
     )  # fmt: skip
     await world.do(rescan, ONE, Step.PRESENCE)
-    await world.do(invalidate, ONE, Step.HIDE)
     inode = (tmp_path / "faces.index").stat().st_ino
-    await world.do(invalidate, ONE, Step.ERASE)
+    await world.do(invalidate, ONE, Step.HIDE)
     assert (tmp_path / "faces.index").stat().st_ino != inode
     await world.do(rescan, ONE, Step.ABSENCE)
     assert world.outcomes(ONE, Step.ABSENCE) == [1] * 1500

@@ -1,7 +1,9 @@
 """Hide and erase orders carried out, for the stages purge and invalidate. It writes outcome rows, and emits nothing.
 
 A unit is erased once per batch for every order that wants something of it, under a lease with a fencing token. What
-cannot be done at once (too much, leased by another worker, unreachable) becomes a task row, done beside the agent.
+cannot be done at once (too much, leased by another worker, unreachable) becomes a task row, done beside the agent. What is
+hidden at once is erased in the same batch, after all that is to be hidden, and both are reported: the order to erase that
+follows is then behind.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Final, Protocol
 from uuid import UUID
@@ -114,15 +116,17 @@ class Eraser:
         2. what exceeds the bound is for later
         3. read the runs from the sealed scope files
         4. lease the units; what another worker has is for later
-        5. hide and erase, once per unit
+        5. hide all, then erase, once per unit: also what was just hidden
         6. sign
         """
         acted = Acted()
         claims = await self._claim(ordered, acted)
         claims = self._within_bound(claims, acted)
         doings = await asyncio.to_thread(self._read, claims, acted)
-        hides = gather([doing for doing in doings if doing.order.step is Step.HIDE], _wanted)
-        erases = gather([doing for doing in doings if doing.order.step is Step.ERASE], _wanted)
+        hiding = [doing for doing in doings if doing.order.step is Step.HIDE]
+        after = {doing: _erasing(doing) for doing in hiding}
+        hides = gather(hiding, _wanted)
+        erases = gather([*(doing for doing in doings if doing.order.step is Step.ERASE), *after.values()], _wanted)
         fences = await self._lease([(work.store, work.unit) for work in erases], self._holder)
         acted.tokens.extend(fences.values())
         crash_point("erasing.leased")
@@ -133,7 +137,9 @@ class Eraser:
             await self._call(Step.ERASE, erases, fences)
             crash_point("erasing.erased")
         _leave_unreached([*hides, *erases])
-        await self._sign(doings, acted)
+        # What could not be erased as well has an order of its own still to come, with a task should that fail too.
+        done = {hid: erased for hid, erased in after.items() if hid.later is None and erased.later is None}
+        await self._sign([one for doing in doings for one in (doing, done.get(doing)) if one is not None], acted)
         crash_point("erasing.signed")
         return acted
 
@@ -287,6 +293,12 @@ class Eraser:
             else:
                 log.info("order left for later", action="defer", reason=doing.later, sweep=doing.order.sweep_id)
                 acted.later.append(doing.order)
+
+
+def _erasing(hid: Doing) -> Doing:
+    """The order to erase that follows an order to hide, to be carried out with it."""
+    order = hid.order.model_copy(update={"step": Step.ERASE})
+    return Doing(replace(hid.claim, order=order), hid.scope)
 
 
 def _wanted(doing: Doing) -> NDArray[np.bool_]:

@@ -177,14 +177,15 @@ class Dispatch:
             for row in await tx.fetch("dispatch_runs", sweeps=sweep_ids, trees=trees, first=first)
         }
         kinds = await self._kinds(tx, sweep_ids)
-        moved: list[Run] = []
-        delays: list[float] = []
-        for run in runs:
-            if now.get(run[:3], (None,) * 6)[4:6] != run[4:6]:
+        after: dict[tuple[UUID, int, int], tuple[Run, float]] = {}
+        for run in runs:  # in order: what was hidden may have been erased in the same batch
+            before, _ = after.get(run[:3], (now.get(run[:3], (None,) * 6), 0.0))
+            if before[4:6] != run[4:6]:
                 continue  # answered before: this is a repeat
             step, attempt, delay = await self._next(tx, run, kinds[run[0]][run[1]])
-            moved.append((*run[:4], step, attempt))
-            delays.append(delay)
+            after[run[:3]] = (*run[:4], step, attempt), delay
+        moved = [run for run, _ in after.values()]
+        delays = [delay for _, delay in after.values()]
         if moved:
             await tx.execute(
                 "dispatch_advance", sweeps=[one[0] for one in moved], trees=[one[1] for one in moved],

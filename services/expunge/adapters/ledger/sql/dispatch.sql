@@ -39,7 +39,7 @@ from unnest(%(sweeps)s::uuid[], %(trees)s::smallint[], %(steps)s::text[], %(atte
 join outcome o on o.sweep_id = t.sweep_id and o.tree = t.tree and o.step = t.step and o.attempt = t.attempt
               and o.chunk >= t.first and o.chunk < t.stop
 where o.log_index is null
-order by o.sweep_id, o.tree, o.chunk
+order by o.sweep_id, o.tree, array_position(array['presence', 'hide', 'erase', 'absence'], o.step), o.chunk
 
 -- name: dispatch_logged
 update outcome o set log_index = t.log_index
