@@ -345,6 +345,24 @@ async def test_a_sweep_of_which_all_was_cancelled_ends(world: Deployment) -> Non
     assert world.sql("select state from sweep") == [("done",)]
 
 
+async def test_a_sweep_goes_on_until_its_runs_have_ended_though_everybody_is_answered(world: Deployment) -> None:
+    await world.seed(*album(1), Photo("bare", (2,)))
+    world.sql("delete from artifact where locator = 'bare.bin'")
+    bare, asked = world.deletion(2), world.deletion(1)
+    world.only = BEFORE_INTENT - {"retrain"}
+    await carried_out(world, bare, asked)
+    await world.take(world.cancel(asked))
+    world.only = frozenset(WORKERS) - {"invalidate"}
+    await world.settle()
+    assert (world.result(bare), world.state(asked)) == ("complete", "cancelled")
+    assert world.sql("select state from sweep") == [("published",)]
+    world.only = frozenset(WORKERS)
+    await world.settle()
+    await world.upkeep(age=0)
+    assert world.sql("select distinct step from work") == [("done",)]
+    assert (world.sql("select state from sweep"), world.letters()) == ([("done",)], [])
+
+
 async def test_a_cancelled_order_is_void_and_cannot_be_approved(world: Deployment) -> None:
     await world.seed(*album(1))
     order = await ordered(world, STUDIO)

@@ -157,10 +157,12 @@ on conflict (sweep_id, source_no) do update set images = excluded.images, bitmap
 -- name: certify_tombstone_now
 select source_no, bitmap from tombstone where sweep_id = %(sweep_id)s
 
+-- Runs may be under way for which nobody waits any more, because who did has cancelled: they end first.
 -- name: certify_sweep_done
 update sweep set state = 'done', moved_at = clock_timestamp()
 where sweep_id = %(sweep_id)s and not exists (
     select from request where sweep_id = %(sweep_id)s and state in ('planned', 'data-certified'))
+  and not exists (select from work where sweep_id = %(sweep_id)s and step <> 'done')
 
 -- Rounds to be announced; who has them now announces them.
 -- name: certify_unissued
