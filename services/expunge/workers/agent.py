@@ -33,6 +33,10 @@ WITHIN_SECONDS: Final = 0.05
 WORK_WITHIN_SECONDS: Final = 0.003
 """The same for work orders and what is said about them: those of one sweep are published together, and each step waits."""
 
+APART: Final = 3
+"""So many times as long as a batch waits for company, two batches begin apart unless the second is full: what comes after a
+rest is not held up, and a steady flow is not cut into small batches, which cost what large ones do."""
+
 READ_PAUSE_SECONDS: Final = 0.015
 """From one read that found something to the next. The broker answers as soon as there is one message: under a steady flow
 each would be a fetch of its own, which costs a worker and the broker more than the message does."""
@@ -194,8 +198,10 @@ async def _batches(stream: Any, within: float) -> AsyncIterator[list[Any]]:  # n
 
     stream.add_processor(hold)
     stream._enable_passive(aiter(stream.channel))  # noqa: SLF001 - as `noack_take` does
+    begun = float("-inf")
     while not await stream.wait_for_stopped(came):
-        await stream.wait_for_stopped(full, timeout=within)
+        await stream.wait_for_stopped(full, timeout=max(within, begun + within * APART - time.monotonic()))
+        begun = time.monotonic()
         batch = held.copy()
         held.clear()
         for one in (came, full):
