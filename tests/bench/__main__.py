@@ -47,7 +47,7 @@ def arguments(given: list[str]) -> argparse.Namespace:
     parser.add_argument("--requests", type=int, default=3000, help="people who ask at once")
     parser.add_argument("--publishers", type=int, default=16)
     parser.add_argument(
-        "--beside", type=int, default=1000, help="people whose pgvector rows go, by us and by another; 0: none"
+        "--beside", type=int, default=3000, help="people whose pgvector rows go, by us and by another; 0: none"
     )
     parser.add_argument("--scale", default="", help="workers per stage to compare, ascending: 1,2,4")
     parser.add_argument("--backlog", type=int, default=0, help="requests that wait in Kafka before coordinate starts")

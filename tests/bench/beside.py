@@ -1,6 +1,7 @@
 """The same job beside `lethe-delete`: signed deletions of one subject's pgvector rows, on the same server, in one run.
 
-Its own API, as its README says, with a connection per thread. Its wheel is installed for the run alone.
+Its own API, as its README says, with a connection per thread. Its wheel is installed for the run alone. The same people for
+both, enough of them that each runs for some seconds: of a few hundred, the time of one sweep is what is seen of ours.
 """
 
 from __future__ import annotations

@@ -109,15 +109,18 @@ def _scale(scale: list[Mapping[str, Any]], console: Console) -> None:
 
 def _beside(beside: Mapping[str, Any], console: Console) -> None:
     title = "Signed deletion of one subject's pgvector rows"
-    table = Table("", "requests", "lost", "per second", "CPU us each", title=title)
+    table = Table("", "requests", "lost", "seconds", "per second", "CPU us each", title=title)
     for name, one in (("expunge", beside["ours"]), ("lethe-delete 0.7.3", beside["theirs"])):
         if "skipped" in one:
-            table.add_row(name, "skipped", one["skipped"], "", "")
+            table.add_row(name, "skipped", one["skipped"], "", "", "")
         else:
             each = f"{one['cpu_each'] * 1e6:,.0f}"
-            table.add_row(name, f"{one['requests']:,}", str(one["lost"]), f"{one['rate']:,.0f}", each)
+            table.add_row(
+                name, f"{one['requests']:,}", str(one["lost"]), f"{one['wall']:.1f}", f"{one['rate']:,.0f}", each
+            )  # fmt: skip
     if "ratio" in beside:
-        table.add_row("ratio", "", "", f"{beside['ratio']:.1f}", "")
+        each = beside["ours"]["cpu_each"] / beside["theirs"]["cpu_each"]
+        table.add_row("ratio", "", "", "", f"{beside['ratio']:.1f}", f"{each:.2f}")
     console.print(table)
 
 
