@@ -176,7 +176,7 @@ def count_needles(paths: Iterable[str], needles: Sequence[bytes]) -> list[int]:
         # An aligned word is in every needle of twice its bytes less one, wherever it lies.
         word = next((size for size in (_LONG_WORD, _WORD) if shortest >= 2 * size - 1), None)
         few = len(counts) <= _FEW_NEEDLES or word is None
-        count: Callable[[bytes, int], None] | None = None
+        count: Callable[[bytes, int, int], None] | None = None
         keep = max(map(len, counts)) - 1
         for path in paths:
             if count is None:  # after an erasure there is often no file, and nothing to prepare for
@@ -186,32 +186,34 @@ def count_needles(paths: Iterable[str], needles: Sequence[bytes]) -> list[int]:
     return [counts[n] for n in needles]
 
 
-def _each_chunk(path: str, keep: int, count: Callable[[bytes, int], None]) -> None:
+def _each_chunk(path: str, keep: int, count: Callable[[bytes, int, int], None]) -> None:
+    """`count` what is in each chunk of a file, and what begins in one and ends in the next."""
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         tail = b""
         while chunk := os.read(fd, _SCAN_CHUNK):
-            data = tail + chunk
-            count(data, len(tail))
-            tail = data[-keep:]
+            if tail:
+                count(tail + chunk[:keep], len(tail), len(tail))
+            count(chunk, 0, len(chunk))
+            tail = chunk[-keep:] if len(chunk) >= keep else (tail + chunk)[-keep:]
     finally:
         os.close(fd)
 
 
-def _count_each(counts: dict[bytes, int]) -> Callable[[bytes, int], None]:
-    def count(data: bytes, tail: int) -> None:
+def _count_each(counts: dict[bytes, int]) -> Callable[[bytes, int, int], None]:
+    def count(data: bytes, after: int, before: int) -> None:
         for needle in counts:
-            at = data.find(needle, max(tail - len(needle) + 1, 0))
-            while at >= 0:
+            at = data.find(needle, max(after - len(needle) + 1, 0))
+            while 0 <= at < before:
                 counts[needle] += 1
                 at = data.find(needle, at + 1)
 
     return count
 
 
-def _count_by_anchor(counts: dict[bytes, int], size: int) -> Callable[[bytes, int], None]:
+def _count_by_anchor(counts: dict[bytes, int], size: int) -> Callable[[bytes, int, int], None]:
     """`size` anchors (words of `size` bytes) per needle, one for each place that it can have relative to the data's
-    aligned words: only these are looked at, in a table of one byte per hash."""
+    aligned words: only these are looked at, in a table of one byte per hash, and then in one of other hashes."""
     by_anchor: dict[int, list[tuple[int, bytes]]] = {}
     for needle in counts:
         for place in range(size):
@@ -223,19 +225,21 @@ def _count_by_anchor(counts: dict[bytes, int], size: int) -> Callable[[bytes, in
     anchors = np.sort(np.array(list(by_anchor), dtype=kind))
     bits = min(max((len(anchors) << 6).bit_length(), 18), 20)  # few false alarms, and it stays in the cache
     shift = kind.type(8 * size - bits)
-    table = np.zeros(1 << bits, dtype=np.bool_)
+    table, second = np.zeros((2, 1 << bits), dtype=np.bool_)
     table[(anchors * spread) >> shift] = True
+    second[(anchors * spread * spread) >> shift] = True
 
-    def count(data: bytes, tail: int) -> None:
+    def count(data: bytes, after: int, before: int) -> None:
         words = np.frombuffer(data, dtype=kind, count=len(data) // size)
         hashes = words * spread
         hashes >>= shift
         near = np.flatnonzero(table.take(hashes.view(f"<i{size}")))
+        near = near[second[(words[near] * spread * spread) >> shift]]
         near = near[_among(words[near], anchors)]
         for position, word in zip((near * size).tolist(), words[near].tolist(), strict=True):
             for at, needle in by_anchor.get(word, ()):
                 start = position - at
-                if start >= 0 and start + len(needle) > tail and data.startswith(needle, start):
+                if 0 <= start < before and start + len(needle) > after and data.startswith(needle, start):
                     counts[needle] += 1
 
     return count
