@@ -11,9 +11,10 @@ import pytest
 
 from expunge.chunks import orders, units
 from expunge.chunks.orders import Claim, Finding, Past
+from expunge.chunks.scopes import OpenScope
 from expunge.chunks.spool import Spool
 from expunge.chunks.units import Doing, around_hostile, both, gather
-from expunge.domain import dsse, merkle, needles, statement
+from expunge.domain import dsse, merkle, needles, scopefile, statement
 from expunge.domain.errors import Rejected, Tampered
 from expunge.domain.events import SweepId, WorkOrdered
 from expunge.domain.needles import Needle
@@ -61,6 +62,10 @@ def test_chunks_that_the_sweep_does_not_have_are_rejected() -> None:
             scope.run(tree, first, end)
 
 
+def leaf_hashes(scope: OpenScope, chunk: int) -> bytes:
+    return scopefile.unpack_columns(scope._file.section(f"0/{chunk}"))["hashes"]
+
+
 def test_a_scope_file_that_is_not_the_sealed_one_is_tampered() -> None:
     sealing = Sealing()
     sweep = sealing.seal(SWEEP, [TreeOf(Kind.IMAGE, "fs", [("u", "a")])])
@@ -73,8 +78,9 @@ def test_a_scope_file_whose_chunk_roots_lead_elsewhere_is_tampered() -> None:
     sealing = Sealing()
     sweep = sealing.seal(SWEEP, [TreeOf(Kind.IMAGE, "fs", [("u", f"{n:04}") for n in range(1030)])])
     scope = sealing.scopes().open(sweep)
-    run = scope.run(0, 0, 2)
-    assert [scope.chunk_root(0, chunk) for chunk in (0, 1)] == [merkle.root(hashes) for hashes in run.hashes]
+    hashes = [leaf_hashes(scope, chunk) for chunk in (0, 1)]
+    assert [scope.chunk_root(0, chunk) for chunk in (0, 1)] == [merkle.root(one) for one in hashes]
+    assert scope.run(0, 0, 2).digests == tuple(hashlib.sha256(one).digest() for one in hashes)
     with pytest.raises(Tampered, match="published root"):
         sealing.scopes().open(replace(sweep, roots=(bytes(32),)))
 
@@ -227,7 +233,7 @@ def test_a_chunk_statement_names_its_subtree_and_its_predecessor() -> None:
     parsed = statement.parse(read)
     said = parsed.predicate
     assert isinstance(said, statement.Chunk)
-    hashes = first.run.hashes[1]
+    hashes = leaf_hashes(first.scope, 1)
     assert (said.start, said.end, said.attempt) == (1024, 1030, 1)
     assert said.outcomes == ((Outcome.OPEN, 3), (Outcome.GONE, 1), (Outcome.OPEN, 2))
     assert said.chunk_root == merkle.root(hashes).hex()

@@ -192,7 +192,7 @@ class Forest:
     stores: Mapping[int, str]
     spool: Spool
     trees: dict[tuple[str, int], TreeBuilder] = field(default_factory=dict)
-    digests: list[bytes] = field(default_factory=list)
+    digests: bytearray = field(default_factory=bytearray)
     photos: list[I64] = field(default_factory=lambda: [np.zeros(0, np.int64)])
 
     @property
@@ -211,7 +211,7 @@ class Forest:
             self.trees[place] = TreeBuilder(number, Kind(page.kind), self.stores[page.store_no], nonce_key, self.spool)
         self.trees[place].add(page)
         if page.kind == Kind.IMAGE:
-            self.digests.append(page.digests)
+            self.digests += page.digests
             self.photos.append(page.ordinal)
 
     def close(self) -> None:

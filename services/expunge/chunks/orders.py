@@ -357,7 +357,7 @@ def rows(
             sampled=finding.sampled,
             at=statement.instant(at),
         )
-        leaf_hashes = hashlib.sha256(run.hashes[chunk - run.first_chunk]).hexdigest()
+        leaf_hashes = run.digests[chunk - run.first_chunk].hex()
         envelope = signer.sign(statement.payload(predicate, {"leaf-hashes": leaf_hashes}), statement.PAYLOAD_TYPE)
         packed = told[place].tobytes()
         made.append(Row(claimed.sweep.sweep_id, order.tree, chunk, order.step, order.attempt, packed, envelope))

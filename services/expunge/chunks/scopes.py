@@ -63,15 +63,16 @@ class Tree:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Chunks [first_chunk, first_chunk + len(hashes)) of a tree, as columns. `unit` (n) indexes `units`, the unit names
-    of the whole tree; leaves are in physical order, so a unit is one slice. `hashes`: per chunk, its leaf hashes."""
+    """Chunks [first_chunk, first_chunk + len(digests)) of a tree, as columns. `unit` (n) indexes `units`, the unit names
+    of the whole tree; leaves are in physical order, so a unit is one slice. `digests`: SHA-256 over the leaf hashes of
+    each chunk."""
 
     tree: int
     first_chunk: int
     units: list[str]
     unit: NDArray[np.uint32]
     locators: Locators
-    hashes: tuple[bytes, ...]
+    digests: tuple[bytes, ...]
 
     @property
     def start(self) -> int:
@@ -114,14 +115,14 @@ class OpenScope:
             raise Rejected("no-such-chunk", f"expected chunks of tree {tree}, got {first_chunk} to {end_chunk}")
         units: list[NDArray[np.uint32]] = []
         locators: list[Locators] = []
-        hashes = []
+        digests = []
         for chunk in range(first_chunk, end_chunk):
             columns = scopefile.unpack_columns(self._file.section(f"{tree}/{chunk}"))
             units.append(np.frombuffer(columns["unit"], "<u4"))
             locators.append(Locators.unpack(columns["locator"]))
-            hashes.append(columns["hashes"])
+            digests.append(hashlib.sha256(columns["hashes"]).digest())
         return Run(
-            tree, first_chunk, self._unit_names(tree), np.concatenate(units), Locators.joined(locators), tuple(hashes)
+            tree, first_chunk, self._unit_names(tree), np.concatenate(units), Locators.joined(locators), tuple(digests)
         )  # fmt: skip
 
     def overlaps(self, tree: int) -> NDArray[np.uint32]:

@@ -13,7 +13,6 @@ import numpy as np
 
 from expunge.chunks.orders import NOTHING_DONE, Claim, Finding, Past, Row, covered, merged, rows, standing
 from expunge.chunks.scopes import OpenScope, Run
-from expunge.domain import merkle
 from expunge.domain.errors import FencedOff, Rejected, Retryable
 from expunge.domain.limits import CHUNK_LEAVES
 from expunge.domain.locators import Locators
@@ -78,8 +77,9 @@ class Doing:
     def joined(self, of: Callable[[list[Past], int], NDArray[T]]) -> NDArray[T]:
         """A function of each chunk's past and number of leaves, for all chunks together."""
         past, run = self.claim.past, self.run
-        sizes = [len(one) // merkle.HASH_BYTES for one in run.hashes]
-        return np.concatenate([of(past.get(chunk, []), n) for chunk, n in enumerate(sizes, run.first_chunk)])
+        chunks = range(run.first_chunk, run.first_chunk + len(run.digests))
+        sizes = [place.stop - place.start for place in map(run.positions, chunks)]
+        return np.concatenate([of(past.get(chunk, []), n) for chunk, n in zip(chunks, sizes, strict=True)])
 
 
 def both(one: Finding | None, other: Finding) -> Finding:
