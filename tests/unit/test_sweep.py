@@ -9,8 +9,9 @@ import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import ECB
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyroaring import BitMap64
 
 from expunge.domain import merkle, sweep
 from expunge.domain.sweep import ALL_PURPOSES, I64, RUN_CHUNKS, Requests
@@ -171,3 +172,15 @@ def test_distinct_digests_ascend_and_none_is_left_out(values: list[bytes]) -> No
 def test_rows_are_in_order_when_sorting_would_not_move_them(rows: list[tuple[int, int, int]]) -> None:
     columns = [np.array(column, np.int64) for column in zip(*rows, strict=True)] or [np.zeros(0, np.int64)] * 3
     assert sweep.is_ordered(columns[::-1]) == (rows == sorted(rows))
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 70_000), st.integers(1, 9_000)), max_size=12))
+def test_a_bitmap_by_runs_holds_just_these(steps: list[tuple[int, int]]) -> None:
+    at, parts = 0, [np.zeros(0, np.int64)]
+    for gap, count in steps:
+        parts.append(np.arange(at + gap, at + gap + count, 1 + count % 3))
+        at += gap + count
+    ordinals = np.concatenate(parts)
+    assert sweep.bitmap(ordinals) == BitMap64(ordinals)
+    assert BitMap64.deserialize(sweep.bitmap(ordinals).serialize()) == BitMap64(ordinals)

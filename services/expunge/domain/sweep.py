@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import ECB
 from numpy.typing import NDArray
+from pyroaring import BitMap64
 
 from expunge.domain import merkle
 from expunge.domain.limits import CHUNK_LEAVES
@@ -30,6 +31,9 @@ ALL_PURPOSES: Final = -1
 
 RUN_CHUNKS: Final = 16
 """Chunks that travel together as one work order, where no unit asks for more."""
+
+_RUN: Final = 16
+"""From this many numbers on, on average, it pays to add a run of them to a bitmap at once."""
 
 HANDLE_PAGE: Final = 1024
 """Sorted handles hashed flat as one leaf of an order's handle tree."""
@@ -159,6 +163,17 @@ def runs_of(indices: NDArray[np.generic]) -> list[tuple[int, int]]:
     starts = np.concatenate(([0], np.flatnonzero(np.diff(values) != 1) + 1))
     counts = np.diff(np.append(starts, len(values)))
     return list(zip(values[starts].tolist(), counts.tolist(), strict=True))
+
+
+def bitmap(ordinals: I64) -> BitMap64:
+    """Of ascending ordinals. By runs where these are long, as in what came in together: a number at a time takes a hundred
+    times as long."""
+    if np.count_nonzero(np.diff(ordinals) != 1) * _RUN > len(ordinals):
+        return BitMap64(ordinals)
+    made = BitMap64()
+    for first, count in runs_of(ordinals):
+        made.add_range(first, first + count)
+    return made
 
 
 def distinct(values: NDArray[np.generic]) -> I64:

@@ -179,7 +179,9 @@ class Plan:
                 case BySuppressed():
                     return await self._suppressed_images(tx), None
         ((packed,),) = rows
-        return np.frombuffer(packed or b"", ">i8").astype(np.int64), source
+        ordinals = np.frombuffer(packed or b"", ">i8").astype(np.int64)
+        ordinals.sort()
+        return ordinals, source
 
     async def _suppressed_images(self, tx: Tx) -> I64:
         records, _rest = await asyncio.to_thread(lambda: suppression.decode(self._journal.read()))
@@ -229,28 +231,29 @@ class Plan:
         self, tx: Tx, claimed: Claimed, forest: Forest, whole: sweeps.Claims, sweep_id: UUID, bucket: date, at: datetime
     ) -> UUID:  # fmt: skip
         key = forest.key
-        names: dict[int, str] = {row[0]: row[1] for row in await tx.fetch("plan_purposes")}
-        built = await asyncio.to_thread(_build, claimed, whole, forest, names)
-        wanted = sorted({unit for tree in built.trees for unit in tree.units})
-        units: dict[int, str] = {row[0]: row[1] for row in await tx.fetch("plan_units", units=wanted)}
-        overlaps, others = await self._overlaps(tx, built)
-        held = await self._held(tx, built, at)
-        header = {
-            "sweep": str(sweep_id),
-            "bucket": bucket.isoformat(),
-            "trees": [{"kind": tree.kind, "store": tree.store, "leaves": tree.leaves} for tree in built.trees],
-        }
-        sections = chain(forest.spool, built.sections(units, overlaps))
-        # Beside each other: the one is mostly ciphers and a file, the other mostly the database and the journal.
-        sealing = asyncio.ensure_future(
-            asyncio.to_thread(self._sealed.write, f"{sweep_id}.scope", scopefile.blocks(header, sections, key))
-        )
+        photos = sweeps.distinct(np.concatenate(forest.photos))
+        # Beside the rest: that is mostly the database and the journal, this mostly ciphers and a file.
+        suppressing = asyncio.ensure_future(self._suppress(tx, photos, forest.digests, claimed.sweep_class))
         try:
-            await self._suppress(tx, built, claimed.sweep_class)
-            crash_point("plan.suppressed")
+            names: dict[int, str] = {row[0]: row[1] for row in await tx.fetch("plan_purposes")}
+            built = await asyncio.to_thread(_build, claimed, whole, forest, names)
+            wanted = sorted({unit for tree in built.trees for unit in tree.units})
+            units: dict[int, str] = {row[0]: row[1] for row in await tx.fetch("plan_units", units=wanted)}
+            overlaps, others = await self._overlaps(tx, built)
+            held = await self._held(tx, built, at)
+            header = {
+                "sweep": str(sweep_id),
+                "bucket": bucket.isoformat(),
+                "trees": [{"kind": tree.kind, "store": tree.store, "leaves": tree.leaves} for tree in built.trees],
+            }
+            sections = chain(forest.spool, built.sections(units, overlaps))
+            file_digest = await asyncio.to_thread(
+                lambda: self._sealed.write(f"{sweep_id}.scope", scopefile.blocks(header, sections, key))
+            )
+            crash_point("plan.sealed")
         finally:
-            file_digest = await sealing
-        crash_point("plan.sealed")
+            await suppressing
+        crash_point("plan.suppressed")
         ((catalogue_index,),) = await tx.fetch("plan_catalogue_index")
         predicate = statement.Scope(
             sweep=str(sweep_id),
@@ -296,7 +299,7 @@ class Plan:
         """Per tree, the leaves that an earlier sweep holds too, which is being carried out or ended without some artifact:
         packed columns. And which sweeps these are."""
         found: list[list[tuple[NDArray[Any], bytes, NDArray[Any]]]] = [[] for _ in built.trees]
-        images = BitMap64(built.images)
+        images = sweeps.bitmap(built.images)
         for other_id, bucket, touched in await tx.fetch("plan_overlapping"):
             if not images.intersect(BitMap64.deserialize(touched)):
                 continue
@@ -336,14 +339,14 @@ class Plan:
                 found[tree.number] = np.flatnonzero(mask)
         return found
 
-    async def _suppress(self, tx: Tx, built: Built, sweep_class: str) -> None:
+    async def _suppress(self, tx: Tx, every: I64, of_files: bytearray, sweep_class: str) -> None:
         """Remember the digests of photos that will be gone, so that none is uploaded again. A photo's digest and that of
         its stored file may differ, and the file's need not be known."""
-        files = memoryview(built.image_digests)
+        files = memoryview(of_files)
         remembering: asyncio.Future[bytes] | None = None
         try:
-            for at in range(0, len(built.photos), DIGESTS):
-                photos = built.photos[at : at + DIGESTS]
+            for at in range(0, len(every), DIGESTS):
+                photos = every[at : at + DIGESTS]
                 if sweep_class == ORDER:
                     runs = np.array(sweeps.runs_of(photos), np.int64)
                     ((known,),) = await tx.fetch(
@@ -352,7 +355,7 @@ class Plan:
                 else:
                     ((known,),) = await tx.fetch("plan_image_digests", ordinals=photos)
                 # A photo may have several files: what is left over goes with the last.
-                last = at + DIGESTS >= len(built.photos)
+                last = at + DIGESTS >= len(every)
                 theirs = bytes(files[at * 32 :] if last else files[at * 32 : (at + DIGESTS) * 32])
                 if remembering is not None:
                     await tx.execute("plan_suppress_page", macs=await remembering)
@@ -394,7 +397,7 @@ class Plan:
             images=predicate.images, leaves=sum(tree.leaves for tree in predicate.trees),
             trees=json.dumps([tree.model_dump(mode="json") for tree in predicate.trees]),
             scope_digest=hashlib.sha256(payload).digest(), scope_envelope=envelope, scope_index=index,
-            file_digest=bytes.fromhex(predicate.file), ordinals=BitMap64(built.images).serialize(),
+            file_digest=bytes.fromhex(predicate.file), ordinals=sweeps.bitmap(built.images).serialize(),
             last_artifact=max((int(part.max()) for tree in built.trees for part in tree.ids if len(part)), default=0), at=at,
             expires_at=at + self._policy.approval_time if claimed.sweep_class == ORDER else None, first=claimed.ids[0],
         )  # fmt: skip
@@ -424,8 +427,6 @@ class Built:
     request_tree: merkle.Tree
     request_hashes: bytes
     images: I64
-    photos: I64
-    image_digests: bytes
     handles_root: bytes | None
 
     def sections(self, units: Mapping[int, str], overlaps: Sequence[bytes]) -> list[tuple[str, bytes]]:
@@ -500,8 +501,6 @@ def _build(claimed: Claimed, whole: sweeps.Claims, forest: Forest, purposes: Map
         request_tree=merkle.Tree(request_hashes),
         request_hashes=request_hashes,
         images=sweeps.distinct(claimed.requests.ordinal),
-        photos=sweeps.distinct(np.concatenate(forest.photos)),
-        image_digests=b"".join(forest.digests),
         handles_root=handles,
     )
 
