@@ -134,6 +134,7 @@ def _deployment(options: argparse.Namespace, files: Path, servers: Path, console
         people.run(rig, corpora.warm_people, range(50), publishers=2, rate=None, name="warm")
         orders.run(rig, corpora.warm, "warm-order")
         tell("warm")
+        rig.settle()
         result: dict[str, Any] = {"idle": rig.idle(1.0 if options.quick else 4.0)}
         if corpora.crowd.images:
             result |= _people(rig, options, corpora, files, servers, copies[0], tell)
@@ -178,6 +179,7 @@ def _order(
     rig: Rig, options: argparse.Namespace, corpus: Corpus, images: int, copies: list[str], files: Path,
     s3: objects.Objects | None, tell: Any,
 ) -> dict[str, Any]:  # fmt: skip
+    rig.settle()
     system = orders.run(rig, corpus, f"order-{images}")
     tell(f"order of {images} done")
     copied = []

@@ -19,6 +19,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final, Self
 
+import psycopg
 from kafka import KafkaConsumer, TopicPartition
 
 from expunge.client import Publisher
@@ -103,6 +104,18 @@ class Rig:
                 key = f"{worker} {topic.removeprefix('expunge.')}" + (" batches" if what == "count" else "")
                 found[key] = float(value)
         return found
+
+    def settle(self, seconds: float = 600.0) -> None:
+        """Until no task is left to run: after an order the stores are counted, which would be measured with what comes next."""
+        deadline = time.monotonic() + seconds
+        with psycopg.connect(self.database, autocommit=True) as connection:
+            while connection.execute(
+                "select 1 from task where done_at is null and not_before <= clock_timestamp() limit 1"
+            ).fetchall():
+                self.check()
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"tasks are still under way after {seconds} s")
+                time.sleep(0.1)
 
     def idle(self, seconds: float) -> dict[str, float]:
         """Share of a core that each takes when there is nothing to do."""
