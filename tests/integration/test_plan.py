@@ -166,7 +166,7 @@ async def test_requests_gather_while_enough_sweeps_are_under_way_and_not_for_lon
 
     async def asked(person: int) -> bool:
         await world.take(world.deletion(person))
-        return await world.coordinator._seal()
+        return await world.coordinator.seal()
 
     def moving() -> None:
         world.sql("update work set ordered_at = 'infinity'")  # however slow the machine
@@ -175,7 +175,7 @@ async def test_requests_gather_while_enough_sweeps_are_under_way_and_not_for_lon
     moving()
     assert not await asked(2)  # the first runs alone for a while
     world.clock.pass_(seconds=ALONE_SECONDS)
-    assert await world.coordinator._seal()
+    assert await world.coordinator.seal()
     moving()
     assert not await asked(3)
     assert not await world.plan.crowded(world.policy.sweep_requests)
@@ -187,11 +187,11 @@ async def test_requests_gather_while_enough_sweeps_are_under_way_and_not_for_lon
     moving()
     assert not await asked(5)
     world.sql("update work set ordered_at = clock_timestamp() - interval '5 s'")
-    assert await world.coordinator._seal()  # behind sweeps that do not move nobody waits
+    assert await world.coordinator.seal()  # behind sweeps that do not move nobody waits
     moving()
     assert not await asked(7)
     world.clock.pass_(seconds=PATIENCE_SECONDS)
-    assert await world.coordinator._seal()
+    assert await world.coordinator.seal()
     world.sql("update sweep set state = 'done'")
     assert await asked(6)
 

@@ -505,6 +505,9 @@ def _coordinate(deployment: Deployment, wake: asyncio.Event) -> _Stages:
         made.append(coordinator)
         return coordinator.run
 
+    def sealing(_: DeliveryHost) -> Background:
+        return made[0].sealing
+
     def attesting(_: DeliveryHost) -> Background:
         return made[0].attesting
 
@@ -516,7 +519,7 @@ def _coordinate(deployment: Deployment, wake: asyncio.Event) -> _Stages:
 
         return run
 
-    loops: list[Callable[[DeliveryHost], Background]] = [turns, preparing]
+    loops: list[Callable[[DeliveryHost], Background]] = [turns, sealing, preparing]
     if deployment.attests:
         loops.append(attesting)
     return {requests: [intake], outcomes: [dispatch, certify]}, loops, {certify.task_kind: certify.task}

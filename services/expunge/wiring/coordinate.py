@@ -1,8 +1,8 @@
 """The coordinate worker's own loop: plan, prove, dispatch and certify hand over through rows, in one process.
 
-Each turn: seal sweeps from what waits, publish a checkpoint over new rows, and in one transaction record it, order the
-work of newly published scopes; then announce certificates. Woken by commits; looks again by itself, so that a crash between
-any two steps is picked up by the next turn.
+Each turn: publish a checkpoint over new rows, and in one transaction record it and order the work of newly published scopes;
+then announce certificates. Beside it, sweeps are sealed from what waits. Woken by commits; looks again by itself, so that a
+crash between any two steps is picked up by the next turn.
 """
 
 from __future__ import annotations
@@ -64,6 +64,8 @@ class Coordinator:
     attest: Attest | None = None
     """Where the settings name witnesses or a time stamping authority; nothing waits without."""
     _published: asyncio.Event = field(default_factory=asyncio.Event)
+    _checked: asyncio.Event = field(default_factory=asyncio.Event)
+    _look: asyncio.Event = field(default_factory=asyncio.Event)
     key_retention: timedelta | None = None
     stores: Collection[str] = ()
     """Names of the deployment's stores, for gauges."""
@@ -74,13 +76,15 @@ class Coordinator:
     _count: float = 0.0
 
     async def run(self) -> None:
-        """Turn until cancelled. A passing fault of the database waits; anything else ends the process."""
+        """Advance until cancelled. A passing fault of the database waits; anything else ends the process."""
         await self.prove.check()
         if self.attest is not None:
             await self.attest.check()
+        self._checked.set()
         while True:
+            self._look.set()
             try:
-                moved = await self.turn()
+                moved = await self.advance()
                 await self.upkeep()
             except Retryable as error:
                 _log.warning("coordinator waits", reason=str(error))
@@ -91,14 +95,32 @@ class Coordinator:
                     await asyncio.wait_for(self.wake.wait(), IDLE_SECONDS)
             self.wake.clear()
 
+    async def sealing(self) -> None:
+        """Seal until cancelled, beside `run`: neither the window nor an order of millions holds up what is under way."""
+        await self._checked.wait()
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._look.wait(), IDLE_SECONDS)
+            self._look.clear()
+            try:
+                while await self.seal():
+                    self.wake.set()
+            except Retryable as error:
+                _log.warning("sealing waits", reason=str(error))
+                await asyncio.sleep(IDLE_SECONDS)
+
     async def turn(self) -> bool:
         """Move everything that can move one step on; whether anything did."""
-        moved = await self._seal()
+        sealed = await self.seal()
+        return await self.advance() or sealed
+
+    async def advance(self) -> bool:
+        """Publish a checkpoint over what is new, order what it allows and announce what it proves; whether anything was."""
         with metrics.STAGE_SECONDS.labels("prove").time():
             published = await self.prove.publish()
         if published is None:
             announced = self._to_announce and await self._announce()
-            return await self._attested() or announced or moved
+            return await self._attested() or announced
         with self.in_hand():
             async with self.ledger.transaction() as tx:
                 await self.prove.record(published, tx)
@@ -147,7 +169,8 @@ class Coordinator:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._published.wait(), None if done else ATTEST_SECONDS)
 
-    async def _seal(self) -> bool:
+    async def seal(self) -> bool:
+        """Seal a sweep of the people's requests that wait, and one of an order; whether there was any."""
         waiting = await self.plan.waiting()
         moved = False
         if PEOPLE in waiting:
