@@ -19,6 +19,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 CHUNK: Final = 1024
 ABSENT: Final = frozenset({1, 2, 3})
 """Outcomes of step absence that mean: not there. Gone, gone earlier, absent before."""
+EXCLUDED: Final = 4
+"""Held or cancelled: nothing was done to it."""
 FILE_ABSENT: Final = 2
 """The level from which on a proof speaks of bytes, and not only of what can be reached."""
 

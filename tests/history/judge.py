@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from tests.history import evidence
-from tests.history.evidence import ABSENT, CHUNK, FILE_ABSENT, BadEvidenceError, ChunkSaid
+from tests.history.evidence import ABSENT, CHUNK, EXCLUDED, FILE_ABSENT, BadEvidenceError, ChunkSaid
 from tests.history.log import Log, verified
 from tests.history.reading import History, read
 from tests.history.verdict import Violation
@@ -175,14 +175,24 @@ def _unproven(world: World, log: Log, certificates: dict[tuple[str, str, str, in
 def _levels(
     request: Request, log: Log, certificates: dict[tuple[str, str, str, int], Opened]
 ) -> dict[tuple[str, str], int]:
-    """How far erasing is known to have reached by (kind, store), as the log says of the sweep that completed the request.
+    """How far erasing is known to have reached by (kind, store), as the log says of the sweep that completed the request, and
+    of those that had it wait for a hold: what they erased is in no later one.
 
     Where bytes were looked for in a sample alone, a store that said "gone" of the rest is believed."""
     found: dict[tuple[str, str], int] = {}
     for one in certificates.values():
-        if one.key[:2] == (request.name, "data") and one.result == "complete" and one.key[2] in log.sweeps:
-            sweep = log.sweeps[one.key[2]]
-            for (tree, _), chunk in sweep.then.get(one.key[3], {}).items():
+        if one.key[:2] != (request.name, "data") or one.key[2] not in log.sweeps:
+            continue
+        believed = {place["tree"] for place in one.body["claim"]["trees"]}
+        if one.result == "held":
+            believed -= {
+                told["tree"] for told in one.body["completed"]["outcomes"] if told["outcome"] not in ABSENT | {EXCLUDED}
+            }
+        elif one.result != "complete":
+            continue
+        sweep = log.sweeps[one.key[2]]
+        for (tree, _), chunk in sweep.then.get(one.key[3], {}).items():
+            if tree in believed:
                 place = sweep.scope.body["trees"][tree]
                 key = (place["kind"], place["store"])
                 level = chunk.level if chunk.looked else min(chunk.level, FILE_ABSENT - 1)
