@@ -332,6 +332,32 @@ async def test_a_cancel_after_intent_is_too_late_and_excludes_nothing(world: Dep
     assert world.codes(after) == ["too-late"]
 
 
+async def test_a_withdrawal_that_took_purposes_from_what_stays_is_not_cancelled(world: Deployment) -> None:
+    await world.seed(*album(1))
+    first, second = world.withdrawal(1, "training"), world.withdrawal(1, "account")
+    world.only = BEFORE_INTENT
+    await carried_out(world, first)
+    cancel = world.cancel(first)
+    await world.take(cancel)
+    assert world.codes(cancel) == ["too-late"]
+    world.only = frozenset(WORKERS)
+    await carried_out(world, second)
+    assert world.left(PHOTOS) == set()
+    assert (world.result(first), world.result(second)) == ("complete", "complete")
+
+
+async def test_a_withdrawal_that_took_all_or_nothing_is_cancelled_before_intent(world: Deployment) -> None:
+    await world.seed(*album(1))
+    both, nothing = world.withdrawal(1, "account", "training"), world.withdrawal(1, "newsletter")
+    world.only = BEFORE_INTENT
+    await carried_out(world, both)
+    await world.take(world.cancel(both))
+    assert world.state(both) == "cancelled"
+    world.only = frozenset(WORKERS)
+    await carried_out(world, nothing, world.withdrawal(1, "account"))
+    assert world.left(PHOTOS) == of(1)
+
+
 async def test_a_sweep_of_which_all_was_cancelled_ends(world: Deployment) -> None:
     await world.seed(*album(1))
     asked = world.deletion(1)

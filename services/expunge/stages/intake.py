@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -41,7 +42,7 @@ from expunge.domain.request import (
     RequestId,
     RetentionExpired,
 )
-from expunge.domain.scopefile import ScopeFile, unpack_columns
+from expunge.domain.scopefile import ScopeFile, unpack_columns, unpack_strings
 from expunge.domain.sweep import ALL_PURPOSES
 from expunge.domain.words import Role
 from expunge.ports import Clock, Delivery, Journal, KeyStore, Ledger, Refused, Row, SealedStore, Signer, Tx
@@ -489,14 +490,16 @@ class Intake:
             return
         if RequestState(state) in FINAL or state == RequestState.DATA_CERTIFIED:
             raise Rejected("too-late", "expected a request that is still open")
-        if sweep_id is not None and state == RequestState.PLANNED:
-            await self._cancel_planned(request_id, sweep_id, leaf, at, tx)
+        if sweep_id is not None:
+            await self._cancel_planned(request_id, sweep_id, leaf, at, tx, held=state != RequestState.PLANNED)
         await tx.execute("intake_cancelled", request_id=request_id)
 
-    async def _cancel_planned(self, request_id: UUID, sweep_id: UUID, leaf: int, at: datetime, tx: Tx) -> None:
-        """Take a request out of its sweep, if nothing was done to any artifact of it."""
+    async def _cancel_planned(
+        self, request_id: UUID, sweep_id: UUID, leaf: int, at: datetime, tx: Tx, *, held: bool
+    ) -> None:  # fmt: skip
+        """Take a request out of its sweep, if nothing was done to any artifact of it. `held`: it was certified as held."""
         ((bucket, state, sweep_class, scope_digest),) = await tx.fetch("intake_lock_sweep", sweep_id=sweep_id)
-        if sweep_class == "order" and state != SweepState.PUBLISHED:
+        if sweep_class == "order" and state != SweepState.PUBLISHED and not held:
             predicate = statement.ScopeVoid(
                 sweep=str(sweep_id), scope=scope_digest.hex(), reason="cancelled", at=statement.instant(at)
             )
@@ -504,8 +507,14 @@ class Intake:
             await tx.execute("intake_void_sweep", sweep_id=sweep_id)
             await log(tx, [(predicate.type, self._scope_signer.sign(payload, statement.PAYLOAD_TYPE))])
             return
+        file = self._open(sweep_id, bucket)
+        if _took_purposes(file, leaf):
+            # What artifacts were kept for before, nobody knows any more; and what was asked since has built on it.
+            raise Rejected("too-late", "expected a cancel before purposes were withdrawn from artifacts that stay")
+        if held:
+            return  # what was not done by then is no run's any more
         cancelled = {row[0] for row in await tx.fetch("intake_cancelled_leaves", sweep_id=sweep_id)}
-        alone = list(_only_claimed_by(self._open(sweep_id, bucket), leaf, cancelled))
+        alone = list(_only_claimed_by(file, leaf, cancelled))
         begun = await tx.fetch("intake_begun", sweep_id=sweep_id)
         if not all(_untouched(tree, indices, begun).all() for tree, indices in alone):
             raise Rejected("too-late", "expected a cancel before the erasure began")
@@ -642,6 +651,12 @@ def _leaves_of(file: ScopeFile, ordinals: np.ndarray[Any, Any]) -> Iterable[tupl
         indices = np.concatenate(found) if found else np.zeros(0, np.int64)
         if len(indices):
             yield tree, indices
+
+
+def _took_purposes(file: ScopeFile, leaf: int) -> bool:
+    """Whether sealing took purposes, for this request, from artifacts that stay for others."""
+    bodies = unpack_strings(unpack_columns(file.section("requests"))["bodies"])
+    return bool(json.loads(bodies[leaf])["retained"])
 
 
 def _only_claimed_by(
