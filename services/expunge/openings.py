@@ -12,6 +12,7 @@ from uuid import UUID
 
 import numpy as np
 
+from expunge.chunks.scopes import open_scope
 from expunge.domain import accounting, challenge, dsse, merkle, note, receipt, statement
 from expunge.domain.bundle import Bundle, Logged
 from expunge.domain.errors import Rejected
@@ -51,8 +52,7 @@ def receipt_of(
     `too-large`, `key-destroyed`.
     """
     sweep_id = UUID(made.certificate.sweep)
-    key = derive_key(keys.bucket(bucket), "sweep", sweep_id.bytes)
-    file = ScopeFile.open(sealed.open(f"{sweep_id}.scope"), key)
+    file, key = open_scope(keys, sealed, sweep_id, bucket)
     places = _named(made, file, wanted) if isinstance(wanted, Wanted) else [_claimed(made, wanted)]
     return receipt.make(
         issuer=made.certificate.issuer,
@@ -77,8 +77,7 @@ def answer_of(
     if not 0 < count <= challenge.MOST:
         raise Rejected("too-many", f"expected a count from 1 to {challenge.MOST}, got {count}")
     sweep_id = UUID(made.certificate.sweep)
-    key = derive_key(keys.bucket(bucket), "sweep", sweep_id.bytes)
-    file = ScopeFile.open(sealed.open(f"{sweep_id}.scope"), key)
+    file, key = open_scope(keys, sealed, sweep_id, bucket)
     root = note.read_checkpoint(checkpoint).root
     wanted = challenge.places(root, made.certificate.scope, [tree.leaves for tree in scope.trees], count)
     here = _present(file, scope, wanted, readers)

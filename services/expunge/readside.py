@@ -20,6 +20,7 @@ from uuid import UUID
 
 from expunge import openings, replay
 from expunge.adapters.ledger.postgres import PostgresLedger
+from expunge.chunks.scopes import open_scope
 from expunge.domain import (
     attestation,
     bundle,
@@ -36,7 +37,7 @@ from expunge.domain import (
 from expunge.domain.dsse import PublicKey
 from expunge.domain.errors import Rejected, Tampered, Unpublished
 from expunge.domain.limits import CHUNK_LEAVES
-from expunge.domain.scopefile import ScopeFile, chunk_roots
+from expunge.domain.scopefile import chunk_roots
 from expunge.domain.trust import Trust, TrustedKey
 from expunge.domain.words import ModelStatus, Provision, Role
 from expunge.ports import KeyStore, Ledger, Row, SealedStore, StoreReader, TileStore, Tx
@@ -203,8 +204,7 @@ class Reader:
         ]
         if not partly:
             return {}
-        key = leaf.derive_key(self._keys.bucket(bucket), "sweep", sweep_id.bytes)
-        file = ScopeFile.open(self._sealed.open(f"{sweep_id}.scope"), key)
+        file, _ = open_scope(self._keys, self._sealed, sweep_id, bucket)
         return {number: b"".join(chunk_roots(file, number)) for number in partly}
 
     async def models(self) -> list[dict[str, Any]]:

@@ -178,6 +178,15 @@ class Scopes:
         return OpenScope(scopefile.ScopeFile.open(mapped, key), key, sweep.roots)
 
 
+def open_scope(
+    keys: KeyStore, sealed: SealedStore, sweep_id: UUID, bucket: date
+) -> tuple[scopefile.ScopeFile, bytes]:  # fmt: skip
+    """A sweep's scope file and its key, for who needs no proof that it is the one that was sealed: its digest is not
+    compared. `bucket`: the day of sealing. Raises `Rejected` when the key is gone, `FileNotFoundError` when the file is."""
+    key = leaf.derive_key(keys.bucket(bucket), "sweep", sweep_id.bytes)
+    return scopefile.ScopeFile.open(sealed.open(f"{sweep_id}.scope"), key), key
+
+
 def _trees(header: object) -> tuple[Tree, ...]:
     match header:
         case list(trees):

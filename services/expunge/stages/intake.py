@@ -19,10 +19,10 @@ from uuid import UUID
 import numpy as np
 from pyroaring import BitMap64
 
+from expunge.chunks.scopes import open_scope
 from expunge.crashing import crash_point
 from expunge.domain import canonical, dsse, events, request, statement, suppression
 from expunge.domain.errors import Rejected, Tampered
-from expunge.domain.leaf import derive_key
 from expunge.domain.lifecycle import FINAL, RequestState, SweepState
 from expunge.domain.limits import CHUNK_LEAVES
 from expunge.domain.policy import Policy
@@ -468,7 +468,7 @@ class Intake:
         for sweep_id, bucket, touched in await tx.fetch("intake_open_sweeps"):
             if not BitMap64(ordinals).intersect(BitMap64.deserialize(touched)):
                 continue
-            file = self._open(sweep_id, bucket)
+            file, _ = open_scope(self._keys, self._sealed, sweep_id, bucket)
             for tree, indices in _leaves_of(file, ordinals):
                 found += len(indices)
                 kept += await self._exclude(tx, sweep_id, tree, indices, "held", UUID(hold.id))
@@ -507,7 +507,7 @@ class Intake:
             await tx.execute("intake_void_sweep", sweep_id=sweep_id)
             await log(tx, [(predicate.type, self._scope_signer.sign(payload, statement.PAYLOAD_TYPE))])
             return
-        file = self._open(sweep_id, bucket)
+        file, _ = open_scope(self._keys, self._sealed, sweep_id, bucket)
         if _took_purposes(file, leaf):
             # What artifacts were kept for before, nobody knows any more; and what was asked since has built on it.
             raise Rejected("too-late", "expected a cancel before purposes were withdrawn from artifacts that stay")
@@ -561,10 +561,6 @@ class Intake:
         envelope = self._scope_signer.sign(payload, statement.PAYLOAD_TYPE)
         (index,) = await log(tx, [(predicate.type, envelope)])
         await tx.execute("intake_approved", sweep_id=sweep_id, index=index)
-
-    def _open(self, sweep_id: UUID, bucket: Any) -> ScopeFile:  # noqa: ANN401 - a date from the database
-        key = derive_key(self._keys.bucket(bucket), "sweep", sweep_id.bytes)
-        return ScopeFile.open(self._sealed.open(f"{sweep_id}.scope"), key)
 
 
 def _trusted(row: tuple[Any, ...]) -> TrustedKey:

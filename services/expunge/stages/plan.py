@@ -26,6 +26,7 @@ from pyroaring import BitMap64
 
 from expunge import metrics, restored
 from expunge.chunks.forest import Forest, Page, TreeBuilder, same_artifacts
+from expunge.chunks.scopes import open_scope
 from expunge.chunks.spool import Spool
 from expunge.crashing import crash_point
 from expunge.domain import certificate, extents, merkle, scopefile, statement, suppression
@@ -200,11 +201,15 @@ class Plan:
 
     async def _plant(self, tx: Tx, claimed: Claimed, forest: Forest, pages: AsyncIterator[Page]) -> sweeps.Claims:
         """Grow the trees; who claims what. Where everything is claimed, page by page; else all have to be seen first."""
+
+        def arranged(page: Page) -> Page:
+            """An order's pages come as the database has them."""
+            return page.in_order() if claimed.sweep_class == ORDER else page
+
         if claimed.everything:
-            in_order = claimed.sweep_class == ORDER
 
             def grow(page: Page) -> None:
-                forest.add(page.in_order() if in_order else page)
+                forest.add(arranged(page))
 
             growing: asyncio.Future[None] | None = None
             try:
@@ -217,7 +222,7 @@ class Plan:
                     await growing
             await asyncio.to_thread(forest.close)
             return sweeps.claims_of_one(forest.leaves)
-        listed = [page if claimed.sweep_class == PEOPLE else page.in_order() async for page in pages]
+        listed = [arranged(page) async for page in pages]
         trees = [Page.joined(list(some)) for _, some in groupby(listed, key=attrgetter("kind", "store_no"))]
         whole = await asyncio.to_thread(_decide, claimed.requests, trees)
         borders = np.cumsum([len(page.ids) for page in trees[:-1]])
@@ -304,10 +309,9 @@ class Plan:
             if not images.intersect(BitMap64.deserialize(touched)):
                 continue
             try:
-                key = derive_key(self._keys.bucket(bucket), "sweep", other_id.bytes)
+                other, _ = open_scope(self._keys, self._sealed, other_id, bucket)
             except Rejected:
                 continue  # it ended, and its key was destroyed since: nobody can say any more what it held
-            other = scopefile.ScopeFile.open(self._sealed.open(f"{other_id}.scope"), key)
             for tree, mine in enumerate(built.trees):
                 index, theirs = same_artifacts(mine, other)
                 if len(index):

@@ -21,12 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from expunge import metrics
+from expunge.chunks.scopes import open_scope
 from expunge.crashing import crash_point
 from expunge.domain import dsse, events, statement
 from expunge.domain import sweep as sweeps
 from expunge.domain.errors import Rejected
 from expunge.domain.events import SweepId
-from expunge.domain.leaf import derive_key
 from expunge.domain.limits import CHUNK_LEAVES
 from expunge.domain.request import RequestId
 from expunge.domain.scopefile import ScopeFile, unpack_columns
@@ -169,8 +169,7 @@ class Certify:
     async def _load(self, row: Row, tx: Tx) -> Sweep:
         sweep_id, sweep_class, last_artifact, bucket, _requests, trees, scope_digest, rounds, *_, others = row
         said = await _said(tx, sweep_id, trees, dated=bool(others))
-        key = derive_key(self._keys.bucket(bucket), "sweep", sweep_id.bytes)
-        file = ScopeFile.open(self._sealed.open(f"{sweep_id}.scope"), key)
+        file, key = open_scope(self._keys, self._sealed, sweep_id, bucket)
         claims = unpack_columns(file.section("claims"))
         absent = [ABSENT[codes] for codes in said.outcomes]
         if others:
@@ -187,10 +186,9 @@ class Certify:
         of it can be asked for again."""
         for other_id, bucket, trees in await tx.fetch("certify_others", ids=list(others)):
             try:
-                key = derive_key(self._keys.bucket(bucket), "sweep", other_id.bytes)
+                other, _ = open_scope(self._keys, self._sealed, other_id, bucket)
             except Rejected:
                 continue  # its key was destroyed after it had ended
-            other = ScopeFile.open(self._sealed.open(f"{other_id}.scope"), key)
             theirs = await _said(tx, other_id, trees, dated=True)
             for tree, mine in enumerate(absent):
                 if (shared := sweeps.shared(file, tree, other)) is not None and len(shared.here):
