@@ -269,7 +269,7 @@ class Deployment:
         return Coordinator(
             ledger=self.ledger, plan=self.plan, prove=self.prove, dispatch=self.dispatch, certify=self.certify,
             window_seconds=0, clock=self.clock, publish_emitted=self.hosts["coordinate"].publish_emitted,
-            publish=self.broker.publish,
+            publish=self.broker.publish, in_hand=self.hosts["coordinate"].in_hand,
         )  # fmt: skip
 
     @cached_property

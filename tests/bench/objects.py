@@ -6,15 +6,13 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-import boto3
-from botocore.config import Config
-
 from tests.bench.corpus import PHOTOS
 from tests.s3servers import S3Server, serving
+from tests.versitygw import NoVersityGateway, binary
 
 THREADS: Final = 4
 """Of the floor, of what fills a bucket, and of the store's adapter (its default)."""
@@ -26,19 +24,12 @@ PAGE: Final = 1_000
 class Bucket:
     """Where photos are, as a process of the floor is told it."""
 
-    endpoint: str
-    access_key: str
-    secret_key: str
-    region: str
+    server: S3Server
     name: str
 
     def client(self) -> Any:
         """With a connection for each thread."""
-        return boto3.client(
-            "s3", endpoint_url=self.endpoint, region_name=self.region, aws_access_key_id=self.access_key,
-            aws_secret_access_key=self.secret_key,
-            config=Config(max_pool_connections=THREADS, s3={"addressing_style": "path"}),
-        )  # fmt: skip
+        return self.server.client(max_pool_connections=THREADS)
 
     def put(self, root: Path) -> None:
         """Every photo below `root`, which is taken away there."""
@@ -77,8 +68,7 @@ class Objects:
 
     def filled(self, root: Path) -> Bucket:
         """A new bucket with the photos below `root`."""
-        server = self.server
-        made = Bucket(server.endpoint, server.access_key, server.secret_key, server.region, server.bucket())
+        made = Bucket(replace(self.server, gateway=None), self.server.bucket())  # another process has no use for ours
         made.put(root)
         return made
 
@@ -89,7 +79,11 @@ class Objects:
 
 @contextmanager
 def serve(directory: Path) -> Iterator[Objects]:
-    """Its objects are files below `directory`. Skips, aloud, where the program is not and Go cannot build it."""
+    """Its objects are files below `directory`. Ends the run, aloud, where the program is not and Go cannot build it."""
+    try:
+        binary()
+    except NoVersityGateway as why:
+        raise SystemExit(f"error: --s3: {why}") from None
     directory.mkdir()
     with serving("versitygw", directory) as server:
         os.environ |= {

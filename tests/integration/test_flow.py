@@ -346,6 +346,22 @@ async def test_a_withdrawal_that_took_purposes_from_what_stays_is_not_cancelled(
     assert (world.result(first), world.result(second)) == ("complete", "complete")
 
 
+@pytest.mark.parametrize(
+    ("purposes", "code", "state"),
+    [(("training",), ["too-late"], "held"), (("account", "training"), [], "cancelled")],
+)
+async def test_a_withdrawal_certified_as_held_is_cancelled_only_if_it_took_no_purposes(
+    world: Deployment, purposes: tuple[str, ...], code: list[str], state: str
+) -> None:
+    await world.seed(*album(1), Photo("group", (1, 2)))
+    asked = world.withdrawal(1, *purposes)
+    await carried_out(world, world.hold(on_hold(2)), asked)
+    assert world.state(asked) == "held"
+    cancel = world.cancel(asked)
+    await world.take(cancel)
+    assert (world.codes(cancel), world.state(asked)) == (code, state)
+
+
 async def test_a_withdrawal_that_took_all_or_nothing_is_cancelled_before_intent(world: Deployment) -> None:
     await world.seed(*album(1))
     both, nothing = world.withdrawal(1, "account", "training"), world.withdrawal(1, "newsletter")

@@ -645,7 +645,8 @@ class Parts:
         prove = Prove(ledger=self.ledger, store=tiles, key=LOG_KEY, origin=ORIGIN, clock=self.clock)
         return Coordinator(
             ledger=self.ledger, plan=plan, prove=prove, dispatch=self.dispatch, certify=self.certify, window_seconds=0,
-            clock=self.clock, publish_emitted=host.publish_emitted, publish=self.broker.publish, _gauged=float("inf"),
+            clock=self.clock, publish_emitted=host.publish_emitted, publish=self.broker.publish,
+            in_hand=host.in_hand, _gauged=float("inf"),
         )  # fmt: skip
 
 

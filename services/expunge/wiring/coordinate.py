@@ -58,7 +58,7 @@ class Coordinator:
     clock: Clock
     publish_emitted: Callable[[Sequence[tuple[str, Outgoing]]], Awaitable[None]]
     publish: Callable[[Sequence[Outgoing]], Awaitable[None]]
-    in_hand: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
+    in_hand: Callable[[], AbstractContextManager[None]]
     """Around a transaction and the `publish_emitted` that follows."""
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     attest: Attest | None = None

@@ -6,6 +6,8 @@ create table overlap (
     primary key (sweep_id, other_id)
 );
 create index overlap_other on overlap (other_id);
+create view overlapping as -- both ways round
+    select sweep_id, other_id from overlap union all select other_id, sweep_id from overlap;
 
 -- Sweeps of which some artifact was given up or is blocked: those that are sealed later ask what they knew, although they
 -- have ended.

@@ -4,8 +4,7 @@
 select s.sweep_id, s.class, s.last_artifact, s.bucket, s.requests, s.trees, s.scope_digest, s.rounds, s.taint,
        not exists (select from work w where w.sweep_id = s.sweep_id and w.step <> 'done'),
        (select count(*) from work w where w.sweep_id = s.sweep_id and w.step = 'done'),
-       array(select other_id from overlap o where o.sweep_id = s.sweep_id
-             union all select o.sweep_id from overlap o where o.other_id = s.sweep_id)
+       array(select other_id from overlapping o where o.sweep_id = s.sweep_id)
 from sweep s where s.sweep_id = any(%(ids)s::uuid[]) and s.state in ('published', 'done') order by s.sweep_id for update
 
 -- The same of one, without holding it.
@@ -13,8 +12,7 @@ from sweep s where s.sweep_id = any(%(ids)s::uuid[]) and s.state in ('published'
 select s.sweep_id, s.class, s.last_artifact, s.bucket, s.requests, s.trees, s.scope_digest, s.rounds, s.taint,
        not exists (select from work w where w.sweep_id = s.sweep_id and w.step <> 'done'),
        (select count(*) from work w where w.sweep_id = s.sweep_id and w.step = 'done'),
-       array(select other_id from overlap o where o.sweep_id = s.sweep_id
-             union all select o.sweep_id from overlap o where o.other_id = s.sweep_id)
+       array(select other_id from overlapping o where o.sweep_id = s.sweep_id)
 from sweep s where s.sweep_id = %(id)s and s.state in ('published', 'done')
 
 -- Orders are certified by tasks. One that is under way looks again itself before it ends.

@@ -4,8 +4,7 @@
 -- With the sweeps that hold some of the same artifacts.
 -- name: execute_sweeps
 select sweep_id, state, bucket, scope_digest, scope_index, file_digest, class, trees,
-    array(select other_id from overlap o where o.sweep_id = s.sweep_id
-          union all select o.sweep_id from overlap o where o.other_id = s.sweep_id)
+    array(select other_id from overlapping o where o.sweep_id = s.sweep_id)
 from sweep s where sweep_id = any(%(sweeps)s::uuid[])
 
 -- name: execute_lock_sweeps
