@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,12 @@ from expunge.domain.policy import Policy
 from expunge.domain.scopefile import ScopeFile, chunk_roots, unpack_columns, unpack_strings
 from expunge.domain.statement import PAYLOAD_TYPE, Scope
 from expunge.domain.words import Kind, Role
+from expunge.ports import Outgoing
 from expunge.stages.plan import ALONE_SECONDS, Plan
 from expunge.wiring.coordinate import PATIENCE_SECONDS
 from tests.coordination import PHOTOS, THUMBS, Deployment, Photo, album, deployed, subject
+
+DEADLINE_SECONDS = 60.0
 
 
 @pytest.fixture
@@ -194,6 +197,39 @@ async def test_requests_gather_while_enough_sweeps_are_under_way_and_not_for_lon
     assert await world.coordinator.seal()
     world.sql("update sweep set state = 'done'")
     assert await asked(6)
+
+
+async def test_checkpoints_are_published_while_a_sweep_is_being_sealed(
+    world: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.seed(*album(1))
+    await world.take(world.deletion(1))
+    coordinator, publish = world.coordinator, world.coordinator.publish_emitted
+    sealing, published = asyncio.Event(), asyncio.Event()
+
+    async def for_ever() -> None:
+        sealing.set()
+        await asyncio.Event().wait()
+
+    async def publish_and_tell(emitted: Sequence[tuple[str, Outgoing]]) -> None:
+        await publish(emitted)
+        published.set()
+
+    monkeypatch.setattr(world.plan, "seal_people", for_ever)
+    coordinator.publish_emitted = publish_and_tell
+    loops = [asyncio.ensure_future(one()) for one in (coordinator.run, coordinator.sealing)]
+    try:
+        await asyncio.wait_for(sealing.wait(), DEADLINE_SECONDS)
+        before = world.sql("select max(size) from log_checkpoint")
+        await world.seed(*album(2))
+        while world.sql("select max(size) from log_checkpoint") == before:
+            published.clear()
+            coordinator.wake.set()
+            await asyncio.wait_for(published.wait(), DEADLINE_SECONDS)
+    finally:
+        for one in loops:
+            one.cancel()
+        await asyncio.gather(*loops, return_exceptions=True)
 
 
 async def test_a_withdrawal_takes_its_purpose_off_what_stays(world: Deployment) -> None:
