@@ -80,12 +80,13 @@ class Rig:
         self.handler = Scripted(self.ledger)
         self.host = self.restarted()
 
-    def restarted(self, handler: Any = None, ledger: PostgresLedger | None = None) -> DeliveryHost:
+    def restarted(self, handler: Any = None, ledger: PostgresLedger | None = None, **more: Any) -> DeliveryHost:
         """Another life of the worker, or another worker: with the same in-flight files."""
         handlers: Mapping[str, Sequence[Any]] = {topic: [handler or self.handler] for topic in (TOPIC, OTHER)}
         return DeliveryHost(
             worker="w", ledger=ledger or self.ledger, broker=self.broker, handlers=handlers, parking=self.parking,
             in_flight={topic: InFlight(self.directory / topic) for topic in handlers}, clock=lambda: AT,
+            **more,
         )  # fmt: skip
 
     def sql(self, query: str, *parameters: object) -> list[Any]:
@@ -494,6 +495,21 @@ async def test_a_broker_that_refuses_keeps_the_rows_and_the_batch_stands(rig: Ri
     assert rig.host.progress == 1
     assert await rig.host.publish_outbox() == 1
     assert rig.published() == [a]
+
+
+async def test_who_runs_tasks_is_told_of_batches_that_put_some_and_of_no_others(rig: Rig) -> None:
+    told: list[str] = []
+
+    class Deferring(Scripted):
+        async def commit(self, acted: Any, tx: Tx) -> list[Refused]:
+            tx.deferred = any(one.event.id == b for one in acted)
+            return await super().commit(acted, tx)
+
+    a, b, c = names(3)
+    host = rig.restarted(Deferring(rig.ledger), deferred=lambda: told.append("now"))
+    for offset, (one, expected) in enumerate(((a, []), (b, ["now"]), (c, ["now"]))):
+        await host.process(TOPIC, [record(offset, one)])
+        assert told == expected
 
 
 async def test_what_was_not_published_goes_before_what_came_later(rig: Rig) -> None:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,6 +12,7 @@ from expunge.domain import cloudevents, events, request, statement, suppression
 from expunge.domain.errors import Unpublished
 from expunge.domain.words import Level, Provision
 from expunge.pipeline import WORKERS
+from expunge.stages.certify import rows as certify_rows
 from expunge.tasks import Commit, Lease
 from tests.coordination import (
     ANN,
@@ -30,6 +33,8 @@ from tests.coordination import (
 
 BEFORE_INTENT = frozenset(WORKERS) - {"purge", "invalidate"}
 STORES = (PHOTOS, THUMBS, SHARDS, FACES)
+
+DEADLINE_SECONDS = 60.0
 
 
 @pytest.fixture
@@ -103,6 +108,32 @@ async def test_rows_about_a_person_go_last_and_leave_tombstones(world: Deploymen
     await world.settle()
     summary = (await world.verify(order)).verified()
     assert (summary.images, summary.erased_earlier) == (4, 4)
+
+
+async def test_an_orders_rows_go_in_transactions_side_by_side_and_each_is_counted_once(
+    world: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.seed(*album(1), *album(2))
+    drop, under_way, both = certify_rows._drop_blocks, 0, asyncio.Event()
+
+    async def together(*args: Any, **named: Any) -> None:
+        nonlocal under_way
+        under_way += 1
+        if under_way == 2:
+            both.set()
+        await asyncio.wait_for(both.wait(), DEADLINE_SECONDS)
+        await drop(*args, **named)
+
+    monkeypatch.setattr(certify_rows, "BLOCK_IMAGES", 1)
+    monkeypatch.setattr(certify_rows, "_drop_blocks", together)
+    order = await ordered(world, STUDIO)
+    await world.approve(order)
+    await world.settle()
+    assert (world.result(order), under_way) == ("complete", 8)
+    for table in ("image", "image_subject", "artifact"):
+        assert world.sql(f"select count(*) from {table}") == [(0,)], table
+    assert world.sql("select sum(artifacts) from erased") == [(32,)]
+    assert world.sql("select sum(images) from tombstone") == [(8,)]
 
 
 async def test_withdrawing_training_keeps_the_account_and_taints_the_models(world: Deployment) -> None:
