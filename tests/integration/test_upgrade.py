@@ -162,6 +162,7 @@ def test_a_table_that_is_never_free_is_said(old: str, monkeypatch: pytest.Monkey
 
 ADDS = re.compile(
     r"create table \w+ \(.*\)"
+    r"|create view \w+ as .*"
     r"|create (unique )?index \w+ on (?P<on>\w+) \(.*\)( where .*)?"
     r"|alter table \w+ add column \w+ \w+( not null default [^ ]+)?",
     flags=re.DOTALL,

@@ -17,6 +17,7 @@ from tests.conftest import PostgresServer
 from tests.coordination import ORIGIN
 from tests.history.judge import check
 from tests.history.reading import MisreadError, read
+from tests.history.world import build
 from tests.simulator.__main__ import own_database
 from tests.simulator.schedule import EXECUTORS, LOG_KEY, SIGNERS, Schedule, patched
 
@@ -63,7 +64,8 @@ def tell(database: Any, seed: int) -> Lines:
 
 
 def rich(lines: Lines) -> bool:
-    """Whether a person's request is completed, an order was approved, and somebody who asked nothing has a photo left."""
+    """Whether a person's request is completed, of photos that no order selects, an order was approved, and somebody who asked
+    nothing has a photo left."""
     rows = {row["request"]: row["state"] for row in of(lines, "ledger")[-1]["rows"]}
     log = [base64.b64decode(entry) for record in of(lines, "log") for entry in record["entries"]]
     listed = next((one for one in of(lines, "contents") if one["present"]), None)
@@ -74,7 +76,18 @@ def rich(lines: Lines) -> bool:
     )
     without = copy.deepcopy(lines)
     next(one for one in of(without, "contents") if one["present"])["present"].pop()
-    return approved and ("I2", "unasked") in verdict(without)
+    return approved and alone(lines) and ("I2", "unasked") in verdict(without)
+
+
+def alone(lines: Lines) -> bool:
+    """Whether something was erased that is of the person's who is done, and that no order selects."""
+    world = build(read([json.dumps(line) for line in lines]))
+    return any(
+        world.requests[done(lines)].touches(one)
+        and not any(order.touches(one) for order in world.of_type("order"))
+        and any(what == "erase" for _, what, _ in one.moves)
+        for one in world.artifacts.values()
+    )
 
 
 @pytest.fixture
