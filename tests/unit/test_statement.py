@@ -200,6 +200,53 @@ def test_a_chunk_statement_written_out_is_what_the_encoder_gives(chunk: Chunk, n
     assert statement.parse(data) == statement.Statement({name: ONE}, chunk)
 
 
+VARYING = {
+    "at": st.datetimes(datetime(1000, 1, 1), timezones=st.just(UTC)),  # noqa: DTZ001 - `timezones` gives it
+    "attempt": st.integers(0, 2**53 - 1),
+    "chunk_root": st.sampled_from([ONE, TWO]),
+    "end": st.integers(0, 2**53 - 1),
+    "outcomes": st.lists(st.tuples(st.sampled_from(Outcome), st.integers(0, 2**53 - 1))).map(tuple),
+    "previous": st.none() | st.just(TWO),
+    "sampled": st.integers(0, 2**53 - 1),
+    "start": st.integers(0, 2**53 - 1),
+}
+
+
+@given(fields=st.fixed_dictionaries(VARYING), digest=st.sampled_from([ONE, TWO]))
+def test_a_statement_like_one_that_was_read_is_read_as_if_it_were_the_first(
+    fields: dict[str, Any], digest: str
+) -> None:
+    chunk = PREDICATES[1].model_copy(update=fields)
+    data = statement.payload(chunk, {"b": digest, "a": ONE})
+    statement._SEEN.clear()
+    assert statement.parse(data) == statement.Statement({"a": ONE, "b": digest}, chunk)
+    statement.parse(statement.payload(PREDICATES[1], {"a": ONE, "b": ONE}))
+    assert statement._SEEN
+    assert statement.parse(data) == statement.Statement({"a": ONE, "b": digest}, chunk)
+
+
+def _read(data: bytes) -> statement.Statement | str:
+    try:
+        return statement.parse(data)
+    except Rejected as error:
+        return error.code
+
+
+def test_no_change_of_a_byte_is_taken_for_what_was_read_before() -> None:
+    data = statement.payload(PREDICATES[1], {"leaf-hashes": ONE})
+    read = 0
+    for at in range(len(data)):
+        for byte in b'09aZ"\\],{} \xff':
+            changed = data[:at] + bytes([byte]) + data[at + 1 :]
+            statement._SEEN.clear()
+            alone = _read(changed)
+            statement._SEEN.clear()
+            statement.parse(data)
+            assert _read(changed) == alone
+            read += alone != "malformed"
+    assert read > len(data)
+
+
 @pytest.mark.parametrize("data", [b"", b"{", b"\xff", b'{"a":1,"a":2}'])
 def test_what_is_not_json_is_refused(data: bytes) -> None:
     with pytest.raises(Rejected):

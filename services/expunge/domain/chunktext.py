@@ -1,4 +1,4 @@
-"""The canonical body of a chunk statement (RFC 8785), written out.
+"""The canonical body of a chunk statement (RFC 8785), written out, and what differs between two of one tree and step.
 
 Nearly all statements of a log are about chunks, and a reader spells each anew to see that it has one spelling. A general
 encoder takes five times as long; a test holds this one against it.
@@ -6,8 +6,12 @@ encoder takes five times as long; a test holds this one against it.
 
 from __future__ import annotations
 
+import json
+import re
+from datetime import datetime
+from functools import lru_cache
 from json.encoder import encode_basestring as text
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 from expunge.domain.words import Outcome
 
@@ -15,6 +19,17 @@ if TYPE_CHECKING:
     from expunge.domain.statement import Chunk
 
 _CODES = {outcome: str(int(outcome)) for outcome in Outcome}
+_COUNT: Final = rb"(0|[1-9][0-9]{0,14})"
+_HEX: Final = rb"([0-9a-f]{64})"
+_TEXT: Final = rb'(?:[^"\\]|\\.)*'
+_VARYING: Final = re.compile(
+    rb'(\{"_type":"' + _TEXT + rb'","predicate":\{"at":")([0-9]{4}(?:-[0-9]{2}){2}T[0-9]{2}(?::[0-9]{2}){2})Z","attempt":'
+    + _COUNT + rb',"chunk_root":"' + _HEX + rb'","end":' + _COUNT + rb'(,"kind":"' + _TEXT + rb'","level":[0-9],"method":"'
+    + _TEXT + rb'"),"outcomes":\[((?:\[[0-9],[1-9][0-9]{0,14}\],?)+)\],"previous":(null|"[0-9a-f]{64}")(,"residue":\[[^\]]*\])'
+    rb',"sampled":' + _COUNT + rb'(,"scope":"[0-9a-f]{64}"),"start":' + _COUNT + rb'(,"step":.*"sha256":")' + _HEX
+    + rb'(".*)', re.DOTALL,
+)  # fmt: skip
+"""Groups, in order: what stays, then what varies, by turns as they stand. Every value is spelled in the one way."""
 
 
 def body(chunk: Chunk) -> str:
@@ -29,3 +44,38 @@ def body(chunk: Chunk) -> str:
         f'"sampled":{chunk.sampled},"scope":"{chunk.scope}","start":{chunk.start},"step":"{chunk.step}",'
         f'"store":{text(chunk.store)},"sweep":"{chunk.sweep}","tree":{chunk.tree}}}'
     )
+
+
+def varying(data: bytes) -> tuple[tuple[bytes, ...], dict[str, Any], str] | None:
+    """What a statement as `statement.payload` spells it has in common with others of its tree and step, byte for byte; the
+    fields of `Chunk` that may differ; and the digest of its last subject. None for what is spelled otherwise, and perhaps
+    for others.
+
+    Two statements of which the first are the same differ in these values alone, all of which have one spelling: if one of
+    the two is a chunk statement, so is the other.
+    """
+    if (found := _VARYING.fullmatch(data)) is None:
+        return None
+    one, at, attempt, root, end, two, outcomes, previous, three, sampled, four, start, five, digest, six = (
+        found.groups()
+    )
+    try:
+        fields = {
+            "at": datetime.fromisoformat(f"{at.decode()}+00:00"),
+            "attempt": int(attempt),
+            "chunk_root": root.decode(),
+            "end": int(end),
+            "outcomes": _outcomes(outcomes),
+            "previous": None if previous == b"null" else previous[1:-1].decode(),
+            "sampled": int(sampled),
+            "start": int(start),
+        }
+    except ValueError:
+        return None
+    return (one, two, three, four, five, six), fields, digest.decode()
+
+
+@lru_cache(maxsize=1024)
+def _outcomes(spelled: bytes) -> tuple[tuple[Outcome, int], ...]:
+    """Raises `ValueError` for codes that there are not, and lists spelled otherwise."""
+    return tuple((Outcome(code), count) for code, count in json.loads(b"[%b]" % spelled))
