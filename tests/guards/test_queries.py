@@ -1,11 +1,16 @@
-"""Named queries: each name that Python uses exists, and each query that exists is used."""
+"""Named queries: each name that Python uses exists, each query that exists is used, and none reads all for a part."""
 
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
+from typing import Any, Final
 
-from expunge.adapters.ledger.postgres import queries
+import psycopg
+import pytest
+
+from expunge.adapters.ledger.postgres import migrate, queries
 from tests.guards.sources import PACKAGE, Module, modules
 
 CALLS = {"fetch", "execute", "_fenced"}
@@ -70,3 +75,63 @@ def test_every_query_that_code_names_exists() -> None:
 def test_every_query_is_used() -> None:
     used = {name for _, name in named()} | constants()
     assert sorted(queries().keys() - used) == []
+
+
+CATALOGUE = {"image", "artifact", "image_subject"}
+"""Tables that grow with all that was ever registered."""
+READ_ALL = {"reconcile_start", "reports_artifacts", "reports_unconsented"}
+"""Queries that are about the whole catalogue, asked for by an operator or once a day."""
+
+
+FILLED: Final = """
+insert into image select g, 1 + g / 4000, g::text, sha256(g::text::bytea), date '2026-01-01' + g / 1000
+from generate_series(0, 199999) g;
+insert into image_subject select 'k1.' || g / 10, g from generate_series(0, 199999) g;
+insert into artifact
+select g, 2 * g + k, case k when 0 then 'image' else 'embedding' end, k, g / 1000, g::text, 1, sha256(g::text::bytea)
+from generate_series(0, 199999) g, generate_series(0, 1) k;
+analyze;
+"""
+
+
+@pytest.fixture
+def catalogue(database: str) -> Iterator[psycopg.Connection]:
+    """One that is large enough for the planner to mind what it reads, and the tables that registration stages."""
+    migrate(database)
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute(FILLED)
+        for name, text in queries().items():
+            if name.startswith("register_stage_"):
+                connection.execute(text)
+        yield connection
+
+
+def test_no_query_reads_the_whole_catalogue_for_some_of_it(catalogue: psycopg.Connection) -> None:
+    """Whatever its parameters are: plans are kept, and made for all of them."""
+    found = {
+        name
+        for name, text in queries().items()
+        if re.search(rf"\b({'|'.join(CATALOGUE)})\b", text)
+        and not name.startswith(("register_stage_", "register_analyze_"))
+        for node in nodes(catalogue, text)
+        if node.get("Relation Name") in CATALOGUE and reads_all(node)
+    }
+    assert found == READ_ALL
+
+
+def nodes(connection: psycopg.Connection, text: str) -> Iterator[dict[str, Any]]:
+    """Of the plan."""
+    names = dict.fromkeys(re.findall(r"%\((\w+)\)s", text))
+    for number, name in enumerate(names, 1):
+        text = text.replace(f"%({name})s", f"${number}")
+    explained = f"explain (generic_plan, format json) {text.replace('%%', '%')}"
+    ((plan,),) = connection.execute(explained.encode()).fetchall()
+    pending = [plan[0]["Plan"]]
+    for node in pending:
+        yield node
+        pending += node.get("Plans", ())
+
+
+def reads_all(node: dict[str, Any]) -> bool:
+    whole_index = node["Node Type"] in {"Index Scan", "Index Only Scan"} and "Index Cond" not in node
+    return node["Node Type"] == "Seq Scan" or whole_index
