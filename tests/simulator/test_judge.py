@@ -7,6 +7,7 @@ import base64
 import copy
 import json
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from expunge.domain import dsse, merkle, note
 from expunge.domain.words import Role
 from tests.conftest import PostgresServer
 from tests.coordination import ORIGIN
+from tests.history import judge
+from tests.history.evidence import ChunkSaid
 from tests.history.judge import check
 from tests.history.reading import MisreadError, read
 from tests.history.world import build
@@ -26,6 +29,7 @@ Lines = list[dict[str, Any]]
 ISSUED = "expunge.proof.certificate-issued.v1"
 ACCEPTED = "expunge.proof.request-accepted.v1"
 DELETION = "expunge.request.deletion.v1"
+PHOTOS = ("image", "photos")
 
 
 SEEDS = range(4, 40)
@@ -257,6 +261,32 @@ def test_a_certificate_against_the_last_word_of_the_rescanner_is_named(lines: Li
 
     _relog(lines, found)
     assert ("I3", "certificate") in verdict(lines)
+
+
+@pytest.mark.parametrize(
+    ("result", "outcomes", "level"),
+    [
+        ("complete", (1,), {PHOTOS: 1}),
+        ("held", (1, 4), {PHOTOS: 1}),
+        ("held", (1, 6), {}),
+        ("failed", (1,), {}),
+    ],
+)  # fmt: skip
+def test_how_far_a_certificate_looked_counts_where_it_found_nothing_again(
+    result: str, outcomes: tuple[int, ...], level: dict[tuple[str, str], int]
+) -> None:
+    """Its rescanner looked for bytes in a sample, one leaf of two: a store that says "gone" of the other is believed."""
+    told = [{"tree": 0, "outcome": one} for one in outcomes]
+    body = {
+        "request": "r", "provision": "data", "sweep": "s", "round": 0, "claim": {"trees": [{"tree": 0}]},
+        "completed": {"result": result, "outcomes": told},
+    }  # fmt: skip
+    opened = judge.Opened(1, "", body)
+    scope = SimpleNamespace(body={"trees": [{"kind": PHOTOS[0], "store": PHOTOS[1]}]})
+    chunk = ChunkSaid({"erase": bytearray([1, 1])}, level=2, sampled=1)
+    log: Any = SimpleNamespace(sweeps={"s": SimpleNamespace(scope=scope, then={0: {(0, 0): chunk}})})
+    request: Any = SimpleNamespace(name="r")
+    assert judge._levels(request, log, {opened.key: opened}) == level
 
 
 # I4

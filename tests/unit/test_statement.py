@@ -225,6 +225,14 @@ def test_a_statement_like_one_that_was_read_is_read_as_if_it_were_the_first(
     assert statement.parse(data) == statement.Statement({"a": ONE, "b": digest}, chunk)
 
 
+def test_only_the_first_of_statements_alike_is_read_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    again = PREDICATES[1].model_copy(update={"start": 1024, "end": 2048})
+    statement._SEEN.clear()
+    statement.parse(statement.payload(PREDICATES[1], {"leaf-hashes": ONE}))
+    monkeypatch.setattr(statement, "from_json", None)
+    assert statement.parse(statement.payload(again, {"leaf-hashes": TWO})).predicate == again
+
+
 def _read(data: bytes) -> statement.Statement | str:
     try:
         return statement.parse(data)
