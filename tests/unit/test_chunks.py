@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import tracemalloc
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
 from uuid import UUID
@@ -10,13 +12,17 @@ import numpy as np
 import pytest
 
 from expunge.chunks import orders, units
+from expunge.chunks.forest import Forest, Page
 from expunge.chunks.orders import Claim, Finding, Past
 from expunge.chunks.scopes import OpenScope
 from expunge.chunks.spool import Spool
 from expunge.chunks.units import Doing, around_hostile, both, gather
-from expunge.domain import dsse, merkle, needles, scopefile, statement
+from expunge.domain import dsse, hashing, merkle, needles, scopefile, statement
+from expunge.domain import sweep as sweeps
 from expunge.domain.errors import Rejected, Tampered
 from expunge.domain.events import SweepId, WorkOrdered
+from expunge.domain.leaf import derive_key
+from expunge.domain.locators import Locators
 from expunge.domain.needles import Needle
 from expunge.domain.words import Kind, Level, Outcome, Role, Step
 from expunge.ports import Outcomes
@@ -108,12 +114,70 @@ def test_what_is_spooled_comes_back_in_order_and_is_never_plain_in_a_file(in_mem
     for name, data in put[3:]:
         spool.put(name, data)
     assert list(spool) == list(spool) == put
+    assert [spool.get(name) for name, _ in reversed(put)] == [data for _, data in reversed(put)]
+    assert "4" in spool
+    assert "5" not in spool
+    with pytest.raises(ValueError, match="4 twice"):
+        spool.put("4", b"")
     assert (spool._file is None) == (in_memory == 1 << 20)
     if spool._file is not None:
         spool._file.seek(0)
         assert b"somebody" not in spool._file.read()
     spool.close()
     assert list(Spool()) == []
+
+
+def page_of(first: int, count: int, *, kind: Kind = Kind.IMAGE, store_no: int = 1) -> Page:
+    """Artifact `n` is of image `n // 2`, in unit `n // 1000`, under the digest of its number."""
+    ids = np.arange(first, first + count)
+    return Page(
+        kind=kind,
+        store_no=store_no,
+        ids=ids,
+        ordinal=ids // 2,
+        unit=ids // 1000,
+        purposes=np.zeros(0, np.int64),
+        digests=b"".join(int(one).to_bytes(32, "big") for one in ids),
+        locators=Locators.of([f"{one:08d}" for one in ids]),
+    )
+
+
+@pytest.fixture
+def forest() -> Iterator[Forest]:
+    with closing(Spool(0)) as spool, closing(Spool(0)) as handles:
+        yield Forest(b"k" * 32, {1: "fs", 2: "copies"}, spool, handles)
+
+
+def test_a_forest_says_of_what_it_spooled_what_was_in_its_pages(forest: Forest) -> None:
+    pages = [page_of(first, 600) for first in range(10, 3010, 600)]
+    pages += [page_of(7000, 5, store_no=2), page_of(4000, 1500, kind=Kind.EMBEDDING)]
+    for page in pages:
+        forest.add(page)
+    forest.close()
+    digests = b"".join(page.digests for page in pages[:-1])
+    assert list(forest.digests(700)) == [digests[at : at + 700 * 32] for at in range(0, len(digests), 700 * 32)]
+    assert set(forest.photos) == {*range(5, 1505), *range(3500, 3503)}
+    assert (forest.leaves, forest.last_artifact) == (4505, 7004)
+    first, *_, last = forest.trees.values()
+    assert [len(columns["ordinal"]) // 8 for columns in first.columns()] == [1024, 1024, 952]
+    assert b"".join(columns["digest"] for columns in last.columns()) == pages[-1].digests
+    every = np.concatenate([page.ids for page in pages])
+    whole = sweeps.handles(derive_key(b"k" * 32, "handles"), every)
+    assert forest.handles_root() == sweeps.handles_root([whole])
+
+
+def test_of_a_forest_nothing_stays_in_memory_that_grows_with_its_leaves(forest: Forest) -> None:
+    hashing.prepare()  # what that loads is no leaf's
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for first in range(0, 1 << 17, 1 << 14):
+            forest.add(page_of(first, 1 << 14))
+        forest.close()
+        kept = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert kept < 4 * forest.leaves
 
 
 def test_leaves_of_several_orders_meet_in_one_unit_work() -> None:

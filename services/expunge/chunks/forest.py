@@ -5,17 +5,18 @@ Columns in, columns out: nothing here is per artifact in Python. Blocking: call 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pyroaring import BitMap64
 
 from expunge.chunks.spool import Spool
 from expunge.domain import merkle, scopefile
 from expunge.domain import sweep as sweeps
-from expunge.domain.leaf import LEAF_BYTES, derive_key, nonces, pack_leaves
+from expunge.domain.leaf import DIGEST_BYTES, LEAF_BYTES, derive_key, nonces, pack_leaves
 from expunge.domain.limits import CHUNK_LEAVES
 from expunge.domain.locators import Locators
 from expunge.domain.sweep import I64
@@ -121,14 +122,17 @@ class TreeBuilder:
     chunk_roots: list[bytes] = field(default_factory=list)
     units: list[int] = field(default_factory=list)
     starts: list[int] = field(default_factory=list)
-    ordinals: list[I64] = field(default_factory=list)
-    ids: list[I64] = field(default_factory=list)
     _rest: Page | None = None
 
     @property
     def root(self) -> bytes:
         """The tree's root."""
         return merkle.root_from_chunk_roots(self.leaves, self.chunk_roots)
+
+    def columns(self) -> Iterator[dict[str, bytes]]:
+        """Of each chunk, as they are in its section; read back, so after `close`."""
+        for chunk in range(len(self.chunk_roots)):
+            yield scopefile.unpack_columns(self.spool.get(f"{self.number}/{chunk}"))
 
     def add(self, page: Page) -> None:
         """Append a page. What does not fill a chunk waits for the next."""
@@ -168,8 +172,6 @@ class TreeBuilder:
             self.spool.put(name, scopefile.pack_columns(columns))
         self.chunk_roots += merkle.chunk_roots(hashes)
         self.leaves += count
-        self.ordinals.append(page.ordinal)
-        self.ids.append(page.ids)
 
     def _unit_indices(self, unit: I64, base: int) -> bytes:
         """Each leaf's index in this tree's unit table. Units come in ascending runs, so a new one starts where they change."""
@@ -185,15 +187,18 @@ class TreeBuilder:
 
 @dataclass(slots=True)
 class Forest:
-    """All trees of a sweep under way, in the order of their first pages, and what is suppressed of their photos
-    (mutable)."""
+    """All trees of a sweep under way, in the order of their first pages (mutable). What grows with the leaves is in
+    `spool`, and of an order its blinded handles in `handles`: in memory are a few bytes a photo. `last_artifact`: the
+    highest id; `photos`: which images have a file."""
 
     key: bytes
     stores: Mapping[int, str]
     spool: Spool
+    handles: Spool | None = None
     trees: dict[tuple[str, int], TreeBuilder] = field(default_factory=dict)
-    digests: bytearray = field(default_factory=bytearray)
-    photos: list[I64] = field(default_factory=lambda: [np.zeros(0, np.int64)])
+    photos: BitMap64 = field(default_factory=BitMap64)
+    last_artifact: int = 0
+    _pages: int = 0
 
     @property
     def leaves(self) -> int:
@@ -210,14 +215,44 @@ class Forest:
             nonce_key = derive_key(self.key, "nonces", number.to_bytes(2, "big"))
             self.trees[place] = TreeBuilder(number, Kind(page.kind), self.stores[page.store_no], nonce_key, self.spool)
         self.trees[place].add(page)
+        self.last_artifact = max(self.last_artifact, int(page.ids.max()))
         if page.kind == Kind.IMAGE:
-            self.digests += page.digests
-            self.photos.append(page.ordinal)
+            self.photos |= sweeps.bitmap(sweeps.distinct(page.ordinal))
+        if self.handles is not None:
+            for part, rows in sweeps.handle_parts(sweeps.handles(derive_key(self.key, "handles"), page.ids)):
+                self.handles.put(f"{part}/{self._pages}", rows.tobytes())
+        self._pages += 1
 
     def close(self) -> None:
         """There are no more pages."""
         for tree in self.trees.values():
             tree.close()
+
+    def handles_root(self) -> bytes | None:
+        """Of an order. Raises ValueError when an artifact occurs twice."""
+        if self.handles is None:
+            return None
+        return sweeps.handles_root(_joined(self.handles, self._pages))
+
+    def digests(self, size: int) -> Iterator[bytes]:
+        """Of the photos' files, as the trees have them, `size` at a time; fewer the last time."""
+        some = bytearray()
+        for tree in self.trees.values():
+            for columns in tree.columns() if tree.kind is Kind.IMAGE else ():
+                some += columns["digest"]
+                while len(some) >= size * DIGEST_BYTES:
+                    yield bytes(some[: size * DIGEST_BYTES])
+                    del some[: size * DIGEST_BYTES]
+        if some:
+            yield bytes(some)
+
+
+def _joined(handles: Spool, pages: int) -> Iterator[NDArray[np.uint64]]:
+    """The handles of each part, of all pages."""
+    for part in range(sweeps.HANDLE_PARTS):
+        names = [name for page in range(pages) if (name := f"{part}/{page}") in handles]
+        if names:
+            yield np.frombuffer(b"".join(map(handles.get, names)), np.uint64).reshape(-1, 2)
 
 
 def same_artifacts(mine: TreeBuilder, other: scopefile.ScopeFile) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -226,11 +261,15 @@ def same_artifacts(mine: TreeBuilder, other: scopefile.ScopeFile) -> tuple[NDArr
     for number, described in enumerate(trees):
         if (described["kind"], described["store"]) != (mine.kind, mine.store):
             continue
-        parts = [
-            sweeps.artifact_ids(scopefile.unpack_columns(other.section(f"{number}/{chunk}"))["artifact_id"])
+        theirs = (
+            scopefile.unpack_columns(other.section(f"{number}/{chunk}"))
             for chunk in range(-(-described["leaves"] // CHUNK_LEAVES))
-        ]
-        _, here, there = np.intersect1d(np.concatenate(mine.ids), np.concatenate(parts), return_indices=True)
+        )
+        _, here, there = np.intersect1d(_ids(mine.columns()), _ids(theirs), return_indices=True)
         order = np.argsort(here)
         return here[order], there[order]
     return np.zeros(0, np.int64), np.zeros(0, np.int64)
+
+
+def _ids(chunks: Iterable[Mapping[str, bytes]]) -> I64:
+    return np.concatenate([sweeps.artifact_ids(columns["artifact_id"]) for columns in chunks])

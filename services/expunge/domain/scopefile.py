@@ -118,7 +118,8 @@ class ScopeFile:
         if name not in self._table:
             raise ValueError(f"expected one of {len(self._table)} sections, got {name}")
         number, offset, length = self._table[name]
-        return self._seal.decrypt(name, number.to_bytes(12, "little"), self._buffer[offset : offset + length])
+        sealed = memoryview(self._buffer)[offset : offset + length]  # of what may be mapped nothing is copied
+        return self._seal.decrypt(name, number.to_bytes(12, "little"), sealed)
 
 
 def pack_columns(columns: Mapping[str, bytes]) -> bytes:

@@ -7,8 +7,9 @@ Shapes: `n` artifacts in physical order (tree, unit, locator); `r` requests; `p`
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Final
 from uuid import UUID
 
@@ -37,6 +38,9 @@ _RUN: Final = 16
 
 HANDLE_PAGE: Final = 1024
 """Sorted handles hashed flat as one leaf of an order's handle tree."""
+
+HANDLE_PARTS: Final = 64
+"""Values of a handle's first six bits, by which handles are sorted part by part."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,17 +93,6 @@ def claims(requests: Requests, ordinal: I64, purposes: I64) -> Claims:
         leaf=leaf,
         leaf_offset=np.searchsorted(owner, np.arange(count + 1)),
         retained=tuple(kept),
-    )
-
-
-def claims_of_one(artifacts: int) -> Claims:
-    """The claims of one request that takes all of so many artifacts."""
-    return Claims(
-        in_scope=np.ones(artifacts, bool),
-        remaining=np.zeros(artifacts, np.int64),
-        leaf=np.arange(artifacts),
-        leaf_offset=np.array([0, artifacts]),
-        retained=({},),
     )
 
 
@@ -177,8 +170,12 @@ def bitmap(ordinals: I64) -> BitMap64:
 
 
 def distinct(values: NDArray[np.generic]) -> I64:
-    """Ascending, each once. By sorting: `np.unique` hashes, which takes a hundred times as long on dense numbers."""
-    ranked: I64 = np.sort(values.astype(np.int64))
+    """Ascending, each once. By sorting: `np.unique` hashes, which takes a hundred times as long on dense numbers.
+    What is so already is returned as it is."""
+    given = values.astype(np.int64, copy=False)
+    if (given[1:] > given[:-1]).all():
+        return given
+    ranked: I64 = np.sort(given)
     fresh: NDArray[np.bool_] = np.append(True, ranked[1:] != ranked[:-1])[: len(ranked)]
     return ranked[fresh]
 
@@ -226,23 +223,46 @@ def indices_digest(indices: NDArray[np.generic]) -> str:
     return hashlib.sha256(indices.astype("<u4").tobytes()).hexdigest()
 
 
-def handles_root(key: bytes, artifact_ids: I64) -> bytes:
-    """Root over an order's sorted blinded handles, for duplicate and non-membership checks. `key`: 32 bytes.
+def handles(key: bytes, artifact_ids: I64) -> NDArray[np.uint64]:
+    """(n, 2) the blinded handles of artifacts: the words of their 16 bytes. `key`: 32 bytes.
 
     A handle is the AES-256 encryption of the id as one 16-byte big-endian block (FIPS 197: a keyed permutation, so
-    handles are distinct when ids are). Raises ValueError when an id occurs twice.
+    handles are distinct when ids are).
     """
     blocks = np.zeros((len(artifact_ids), 2), ">u8")
     blocks[:, 1] = artifact_ids
-    sealed = Cipher(AES(key), ECB()).encryptor().update(blocks.tobytes())  # noqa: S305 - single distinct blocks
-    words = np.frombuffer(sealed, np.uint64).reshape(-1, 2)
-    ranked = words[_order_of(words.view(">u8"))]
-    if not _differ(ranked).all():
-        message = "an artifact occurs twice in the order"
-        raise ValueError(message)
-    flat = ranked.tobytes()
+    sealed = Cipher(AES(key), ECB()).encryptor().update(blocks.view(np.uint8).data)  # noqa: S305 - single distinct blocks
+    return np.frombuffer(sealed, np.uint64).reshape(-1, 2)
+
+
+def handle_parts(rows: NDArray[np.uint64]) -> Iterator[tuple[int, NDArray[np.uint64]]]:
+    """Handles by part, that is by their first bits: all of a part sort before those of the next."""
+    part = rows.view(np.uint8)[:, 0] >> (8 - HANDLE_PARTS.bit_length() + 1)
+    ranked = rows[np.argsort(part, kind="stable")]  # of bytes that is a radix sort
+    ends = np.cumsum(np.bincount(part, minlength=HANDLE_PARTS)).tolist()
+    for number, (first, end) in enumerate(pairwise([0, *ends])):
+        if end > first:
+            yield number, ranked[first:end]
+
+
+def handles_root(parts: Iterable[NDArray[np.uint64]]) -> bytes:
+    """Root over an order's sorted blinded handles, for duplicate and non-membership checks. `parts`: of all handles, in
+    ascending parts, in each in any order; memory is that of the largest. Raises ValueError when an artifact occurs twice.
+    """
     page = HANDLE_PAGE * 16
-    return merkle.root(b"".join(merkle.leaf_hash(flat[at : at + page]) for at in range(0, len(flat), page)))
+    hashes, rest = [], b""
+    for rows in parts:
+        ranked = rows[_order_of(rows.view(">u8"))]
+        if not _differ(ranked).all():
+            message = "an artifact occurs twice in the order"
+            raise ValueError(message)
+        flat = rest + ranked.tobytes()
+        whole = len(flat) // page * page
+        hashes += [merkle.leaf_hash(flat[at : at + page]) for at in range(0, whole, page)]
+        rest = flat[whole:]
+    if rest:
+        hashes.append(merkle.leaf_hash(rest))
+    return merkle.root(b"".join(hashes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,11 +313,16 @@ def last_outcomes(attempts: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
     return result
 
 
-def tally(outcomes: NDArray[np.uint8], leaf: I64, offset: I64, codes: Sequence[int]) -> NDArray[np.int64]:
+def tally(
+    outcomes: NDArray[np.uint8], leaf: NDArray[np.integer], offset: I64, codes: Sequence[int]
+) -> NDArray[np.int64]:
     """How many of each request's leaves have each outcome: (r, len(codes)). `outcomes`: one per leaf of all trees laid
     end to end; `leaf`, `offset` as in `Claims`."""
-    mine = outcomes[leaf]
     sums = np.zeros((len(offset) - 1, len(codes)), np.int64)
+    if len(offset) == 2 and len(leaf) == len(outcomes):  # noqa: PLR2004 - one request, which claims all, maybe millions
+        sums[0] = [np.count_nonzero(outcomes == code) for code in codes]
+        return sums
+    mine = outcomes[leaf]
     for column, code in enumerate(codes):
         running = np.concatenate(([0], np.cumsum(mine == code)))
         sums[:, column] = running[offset[1:]] - running[offset[:-1]]

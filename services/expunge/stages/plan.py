@@ -11,13 +11,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import date, datetime
+from functools import partial
 from itertools import chain, groupby, pairwise
 from operator import attrgetter, itemgetter
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 from uuid import UUID
 
 import numpy as np
@@ -34,6 +35,7 @@ from expunge.domain import sweep as sweeps
 from expunge.domain.errors import Rejected
 from expunge.domain.extents import PAGE_LEAVES
 from expunge.domain.leaf import derive_key, nonces
+from expunge.domain.limits import CHUNK_LEAVES
 from expunge.domain.policy import Policy
 from expunge.domain.request import ByList, ByPeriod, BySource, BySuppressed, OrderIssued, parse_request
 from expunge.domain.statement import PAYLOAD_TYPE
@@ -43,6 +45,12 @@ from expunge.record import log
 
 PEOPLE: Final = "people"
 ORDER: Final = "order"
+
+ClaimColumns: TypeAlias = "dict[str, Callable[[], bytes]]"
+"""Columns of the claims section by name, each made when it is asked for."""
+
+HANDLES_IN_MEMORY: Final = 16 << 20
+"""Bytes of an order's blinded handles that are kept in memory until all are known."""
 
 DIGESTS: Final = 1 << 16
 """Photos whose digests are suppressed together."""
@@ -194,13 +202,16 @@ class Plan:
         bucket = at.date()
         key = derive_key(self._keys.bucket(bucket, create=True), "sweep", sweep_id.bytes)
         stores: dict[int, str] = {row[0]: row[1] for row in await tx.fetch("plan_stores")}
-        with closing(Spool()) as spool:
-            forest = Forest(key, stores, spool)
+        with closing(Spool()) as spool, closing(Spool(HANDLES_IN_MEMORY)) as handles:
+            forest = Forest(key, stores, spool, handles if claimed.sweep_class == ORDER else None)
             whole = await self._plant(tx, claimed, forest, pages)
             return await self._seal_forest(tx, claimed, forest, whole, sweep_id, bucket, at)
 
-    async def _plant(self, tx: Tx, claimed: Claimed, forest: Forest, pages: AsyncIterator[Page]) -> sweeps.Claims:
-        """Grow the trees; who claims what. Where everything is claimed, page by page; else all have to be seen first."""
+    async def _plant(
+        self, tx: Tx, claimed: Claimed, forest: Forest, pages: AsyncIterator[Page]
+    ) -> sweeps.Claims | None:
+        """Grow the trees; who claims what, or None: one request everything. Then page by page; else all have to be seen
+        first."""
 
         def arranged(page: Page) -> Page:
             """An order's pages come as the database has them."""
@@ -221,7 +232,7 @@ class Plan:
                 if growing is not None:
                     await growing
             await asyncio.to_thread(forest.close)
-            return sweeps.claims_of_one(forest.leaves)
+            return None
         listed = [arranged(page) async for page in pages]
         trees = [Page.joined(list(some)) for _, some in groupby(listed, key=attrgetter("kind", "store_no"))]
         whole = await asyncio.to_thread(_decide, claimed.requests, trees)
@@ -233,12 +244,11 @@ class Plan:
         return whole
 
     async def _seal_forest(
-        self, tx: Tx, claimed: Claimed, forest: Forest, whole: sweeps.Claims, sweep_id: UUID, bucket: date, at: datetime
+        self, tx: Tx, claimed: Claimed, forest: Forest, whole: sweeps.Claims | None, sweep_id: UUID, bucket: date, at: datetime
     ) -> UUID:  # fmt: skip
         key = forest.key
-        photos = sweeps.distinct(np.concatenate(forest.photos))
         # Beside the rest: that is mostly the database and the journal, this mostly ciphers and a file.
-        suppressing = asyncio.ensure_future(self._suppress(tx, photos, forest.digests, claimed.sweep_class))
+        suppressing = asyncio.ensure_future(self._suppress(tx, forest, claimed.sweep_class))
         try:
             names: dict[int, str] = {row[0]: row[1] for row in await tx.fetch("plan_purposes")}
             built = await asyncio.to_thread(_build, claimed, whole, forest, names)
@@ -313,7 +323,7 @@ class Plan:
             except Rejected:
                 continue  # it ended, and its key was destroyed since: nobody can say any more what it held
             for tree, mine in enumerate(built.trees):
-                index, theirs = same_artifacts(mine, other)
+                index, theirs = await asyncio.to_thread(same_artifacts, mine, other)
                 if len(index):
                     found[tree].append((index, other_id.bytes, theirs))
         sections = [
@@ -333,37 +343,36 @@ class Plan:
         ((packed,),) = await tx.fetch("plan_held", at=at)
         held = np.frombuffer(packed or b"", ">i8").astype(np.int64)
         ranges = await tx.fetch("plan_held_ranges", at=at)
-        found = {}
-        for tree in built.trees:
-            ordinal = np.concatenate(tree.ordinals)
-            mask = np.isin(ordinal, held)
-            for first, end in ranges:
-                mask |= (ordinal >= first) & (ordinal < end)
-            if mask.any():
-                found[tree.number] = np.flatnonzero(mask)
-        return found
+        if not len(held) and not ranges:
+            return {}
+        found = {tree.number: await asyncio.to_thread(_held_leaves, tree, held, ranges) for tree in built.trees}
+        return {number: leaves for number, leaves in found.items() if len(leaves)}
 
-    async def _suppress(self, tx: Tx, every: I64, of_files: bytearray, sweep_class: str) -> None:
+    async def _suppress(self, tx: Tx, forest: Forest, sweep_class: str) -> None:
         """Remember the digests of photos that will be gone, so that none is uploaded again. A photo's digest and that of
         its stored file may differ, and the file's need not be known."""
-        files = memoryview(of_files)
+        files = forest.digests(DIGESTS)
+        count = len(forest.photos)
+        theirs: bytes | None = b""
+        at = 0
         remembering: asyncio.Future[bytes] | None = None
         try:
-            for at in range(0, len(every), DIGESTS):
-                photos = every[at : at + DIGESTS]
-                if sweep_class == ORDER:
+            # A photo may have several files: then these are more.
+            while (theirs := await asyncio.to_thread(next, files, None)) is not None or at < count:
+                photos = np.array(forest.photos[at : at + DIGESTS].to_array(), np.int64)
+                at += DIGESTS
+                if not len(photos):
+                    known = b""
+                elif sweep_class == ORDER:
                     runs = np.array(sweeps.runs_of(photos), np.int64)
                     ((known,),) = await tx.fetch(
                         "plan_image_digest_ranges", first=runs[:, 0].copy(), end=runs.sum(axis=1)
                     )
                 else:
                     ((known,),) = await tx.fetch("plan_image_digests", ordinals=photos)
-                # A photo may have several files: what is left over goes with the last.
-                last = at + DIGESTS >= len(every)
-                theirs = bytes(files[at * 32 :] if last else files[at * 32 : (at + DIGESTS) * 32])
                 if remembering is not None:
                     await tx.execute("plan_suppress_page", macs=await remembering)
-                digests = theirs if theirs == known else theirs + (known or b"")
+                digests = theirs if theirs == known else (theirs or b"") + (known or b"")
                 # The journal takes these while the database says what the next are.
                 remembering = asyncio.ensure_future(asyncio.to_thread(self._remember, digests))
         finally:
@@ -402,7 +411,7 @@ class Plan:
             trees=json.dumps([tree.model_dump(mode="json") for tree in predicate.trees]),
             scope_digest=hashlib.sha256(payload).digest(), scope_envelope=envelope, scope_index=index,
             file_digest=bytes.fromhex(predicate.file), ordinals=sweeps.bitmap(built.images).serialize(),
-            last_artifact=max((int(part.max()) for tree in built.trees for part in tree.ids if len(part)), default=0), at=at,
+            last_artifact=built.last_artifact, at=at,
             expires_at=at + self._policy.approval_time if claimed.sweep_class == ORDER else None, first=claimed.ids[0],
         )  # fmt: skip
         await tx.execute(
@@ -427,30 +436,27 @@ class Built:
     roots: list[bytes]
     claims: list[dict[str, Any]]
     claim_bodies: list[bytes]
-    claim_columns: dict[str, bytes]
+    claim_columns: ClaimColumns
     request_tree: merkle.Tree
     request_hashes: bytes
     images: I64
     handles_root: bytes | None
+    last_artifact: int
 
-    def sections(self, units: Mapping[int, str], overlaps: Sequence[bytes]) -> list[tuple[str, bytes]]:
-        """The sections of the scope file beside the chunks."""
-        found: list[tuple[str, bytes]] = []
+    def sections(self, units: Mapping[int, str], overlaps: Sequence[bytes]) -> Iterator[tuple[str, bytes]]:
+        """The sections of the scope file beside the chunks, each made when its turn comes: that of the claims is large."""
         for tree, overlap in zip(self.trees, overlaps, strict=True):
             table = {
                 "units": scopefile.pack_strings([units[unit] for unit in tree.units]),
                 "first": np.array(tree.starts, "<u4").tobytes(),
             }
             roots = scopefile.pack_columns({"roots": b"".join(tree.chunk_roots)})
-            found += [
-                (f"{tree.number}/units", scopefile.pack_columns(table)),
-                (f"{tree.number}/overlaps", overlap),
-                (f"{tree.number}/roots", roots),
-            ]
+            yield f"{tree.number}/units", scopefile.pack_columns(table)
+            yield f"{tree.number}/overlaps", overlap
+            yield f"{tree.number}/roots", roots
+        yield "claims", scopefile.pack_columns({name: column() for name, column in self.claim_columns.items()})
         bodies = scopefile.pack_strings([body.decode() for body in self.claim_bodies])
-        found.append(("claims", scopefile.pack_columns(self.claim_columns)))
-        found.append(("requests", scopefile.pack_columns({"bodies": bodies, "hashes": self.request_hashes})))
-        return found
+        yield "requests", scopefile.pack_columns({"bodies": bodies, "hashes": self.request_hashes})
 
 
 async def _artifacts(tx: Tx, ordinals: I64) -> AsyncIterator[Page]:
@@ -483,7 +489,19 @@ def _decide(requests: sweeps.Requests, pages: Sequence[Page]) -> sweeps.Claims:
     return sweeps.claims(requests, ordinal, purposes)
 
 
-def _build(claimed: Claimed, whole: sweeps.Claims, forest: Forest, purposes: Mapping[int, str]) -> Built:
+def _held_leaves(tree: TreeBuilder, held: I64, ranges: Sequence[Row]) -> I64:
+    """Leaves of a tree whose image is among `held`, or in one of the ranges."""
+    found = []
+    for chunk, columns in enumerate(tree.columns()):
+        ordinal = np.frombuffer(columns["ordinal"], "<u8").astype(np.int64)
+        mask = np.isin(ordinal, held)
+        for first, end in ranges:
+            mask |= (ordinal >= first) & (ordinal < end)
+        found.append(np.flatnonzero(mask) + chunk * CHUNK_LEAVES)
+    return np.concatenate([np.zeros(0, np.int64), *found])
+
+
+def _build(claimed: Claimed, whole: sweeps.Claims | None, forest: Forest, purposes: Mapping[int, str]) -> Built:
     key = forest.key
     built = list(forest.trees.values())
     columns, claims = _claims(claimed, whole, built, purposes)
@@ -491,11 +509,6 @@ def _build(claimed: Claimed, whole: sweeps.Claims, forest: Forest, purposes: Map
     drawn = nonces(derive_key(key, "requests"), len(claims))
     leaves = b"".join(certificate.leaf(drawn[at * 16 : at * 16 + 16], body) for at, body in enumerate(bodies))
     request_hashes = merkle.leaf_hashes(leaves, certificate.OPENING_BYTES)
-    handles = None
-    if claimed.sweep_class == ORDER:
-        every = [part for tree in built for part in tree.ids]
-        ids = np.concatenate(every) if every else np.zeros(0, np.int64)
-        handles = sweeps.handles_root(derive_key(key, "handles"), ids)
     return Built(
         trees=built,
         roots=[tree.root for tree in built],
@@ -505,62 +518,78 @@ def _build(claimed: Claimed, whole: sweeps.Claims, forest: Forest, purposes: Map
         request_tree=merkle.Tree(request_hashes),
         request_hashes=request_hashes,
         images=sweeps.distinct(claimed.requests.ordinal),
-        handles_root=handles,
+        handles_root=forest.handles_root(),
+        last_artifact=forest.last_artifact,
     )
 
 
 def _claims(
-    claimed: Claimed, whole: sweeps.Claims, trees: Sequence[TreeBuilder], purposes: Mapping[int, str]
-) -> tuple[dict[str, bytes], list[dict[str, Any]]]:  # fmt: skip
-    """The scope file's `claims` section, and each request's claim body."""
+    claimed: Claimed, whole: sweeps.Claims | None, trees: Sequence[TreeBuilder], purposes: Mapping[int, str]
+) -> tuple[ClaimColumns, list[dict[str, Any]]]:  # fmt: skip
+    """The columns of the scope file's `claims` section, and each request's claim body."""
     count = len(claimed.ids)
     requests = claimed.requests
     per_request = np.searchsorted(requests.request, np.arange(count + 1))
-    columns = {
-        "requests": b"".join(one.bytes for one in claimed.ids),
-        "purposes": requests.purposes.astype("<i8").tobytes(),
-        "ordinals": requests.ordinal.astype("<u8").tobytes(),
-        "ordinal_offsets": per_request.astype("<u8").tobytes(),
+    columns: ClaimColumns = {
+        "requests": partial(b"".join, [one.bytes for one in claimed.ids]),
+        "purposes": partial(_packed, requests.purposes, "<i8"),
+        "ordinals": partial(_packed, requests.ordinal, "<u8"),
+        "ordinal_offsets": partial(_packed, per_request, "<u8"),
     }
-    # Positions among all artifacts become positions among those in scope, laid end to end by tree.
-    flat, owner = _claimed_leaves(whole, count)
-    base = 0
     bodies: list[list[dict[str, Any]]] = [[] for _ in range(count)]
-    for tree in trees:
-        if count == 1:  # one stretch: there may be millions
-            lo, hi = np.searchsorted(flat, (base, base + tree.leaves)).tolist()
-            indices, offsets = flat[lo:hi] - base, np.array([0, hi - lo])
-        else:
-            mine = (flat >= base) & (flat < base + tree.leaves)
-            indices, offsets = flat[mine] - base, np.searchsorted(owner[mine], np.arange(count + 1))
-        packed = indices.astype("<u4").tobytes()
-        columns[f"indices/{tree.number}"] = packed
-        columns[f"offsets/{tree.number}"] = offsets.astype("<u8").tobytes()
+    listed = _all_leaves(trees) if whole is None else _claimed_leaves(whole, trees, count)
+    for tree, (indices, offsets) in zip(trees, listed, strict=True):
+        columns[f"indices/{tree.number}"] = indices
+        columns[f"offsets/{tree.number}"] = partial(_packed, offsets, "<u8")
+        packed = indices()
         for one, (lo, hi) in enumerate(pairwise(offsets.tolist())):
             if hi > lo:
                 digest = hashlib.sha256(packed[lo * 4 : hi * 4]).hexdigest()
                 bodies[one].append({"tree": tree.number, "leaves": hi - lo, "indices": digest})
-        base += tree.leaves
     images = np.diff(per_request).tolist()
+    retained = ({},) if whole is None else whole.retained
     return columns, [
         {
             "request": str(request_id),
             "images": images[one],
             "trees": bodies[one],
-            "retained": {_names(mask, purposes): number for mask, number in whole.retained[one].items()},
+            "retained": {_names(mask, purposes): number for mask, number in retained[one].items()},
             "erased_earlier": claimed.erased_earlier,
         }
         for one, request_id in enumerate(claimed.ids)
     ]
 
 
-def _claimed_leaves(whole: sweeps.Claims, count: int) -> tuple[I64, I64]:
-    """Claimed leaves, counted among those in scope, by request; and whose each is, if there are several."""
-    owner = np.repeat(np.arange(count), np.diff(whole.leaf_offset)) if count > 1 else np.zeros(0, np.int64)
-    if whole.in_scope.all():
-        return whole.leaf, owner
-    rank = np.cumsum(whole.in_scope) - 1
-    return rank[whole.leaf] if len(whole.leaf) else whole.leaf, owner
+def _packed(numbers: I64, as_type: str) -> bytes:
+    return numbers.astype(as_type).tobytes()
+
+
+def _all_leaves(trees: Sequence[TreeBuilder]) -> Iterator[tuple[Callable[[], bytes], I64]]:
+    """Of each tree, the packed indices of the leaves that the only request claims, and where they begin and end: all.
+    Counted whenever they are asked for: there may be millions."""
+    for tree in trees:
+        yield partial(_count_to, tree.leaves), np.array([0, tree.leaves])
+
+
+def _count_to(leaves: int) -> bytes:
+    return np.arange(leaves, dtype="<u4").tobytes()
+
+
+def _claimed_leaves(
+    whole: sweeps.Claims, trees: Sequence[TreeBuilder], count: int
+) -> Iterator[tuple[Callable[[], bytes], I64]]:
+    """Of each tree, the packed indices of the claimed leaves, by request, and where each request's begin (count + 1)."""
+    owner = np.repeat(np.arange(count), np.diff(whole.leaf_offset))
+    # Positions among all artifacts become positions among those in scope, laid end to end by tree.
+    flat = whole.leaf
+    if not whole.in_scope.all() and len(flat):
+        flat = (np.cumsum(whole.in_scope) - 1)[flat]
+    base = 0
+    for tree in trees:
+        mine = (flat >= base) & (flat < base + tree.leaves)
+        packed = (flat[mine] - base).astype("<u4").tobytes()
+        yield partial(bytes, packed), np.searchsorted(owner[mine], np.arange(count + 1))
+        base += tree.leaves
 
 
 def _names(mask: int, purposes: Mapping[int, str]) -> str:

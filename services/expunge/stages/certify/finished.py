@@ -57,15 +57,15 @@ class Sweep:
 
     def images(self, leaves: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
         """Images that any request claims, or these requests do, ascending."""
-        every = np.frombuffer(self.claims["ordinals"], "<u8").astype(np.int64)
-        if leaves is None:
+        every = np.frombuffer(self.claims["ordinals"], "<i8").astype(np.int64, copy=False)  # they have 63 bits
+        if leaves is None or len(leaves) == self.requests == 1:
             return sweeps.distinct(every)
         offsets = np.frombuffer(self.claims["ordinal_offsets"], "<u8").astype(np.int64)
         return sweeps.distinct(np.concatenate([every[offsets[leaf] : offsets[leaf + 1]] for leaf in leaves.tolist()]))
 
-    def indices(self, tree: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def indices(self, tree: int) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
         """Leaf indices claimed in one tree, laid end to end by request, and where each request's begin (r + 1)."""
-        leaf = np.frombuffer(self.claims[f"indices/{tree}"], "<u4").astype(np.int64)
+        leaf = np.frombuffer(self.claims[f"indices/{tree}"], "<u4")
         return leaf, np.frombuffer(self.claims[f"offsets/{tree}"], "<u8").astype(np.int64)
 
 
@@ -198,7 +198,7 @@ def _runs(sweep: Sweep, tree: int) -> list[str]:
     """Of each request, its leaf indices in a tree as runs, canonical; empty where it has none there."""
     leaf, offset = sweep.indices(tree)
     starts = np.zeros(len(leaf) + 1, np.bool_)
-    starts[1:-1] = np.diff(leaf) != 1
+    starts[1:-1] = leaf[1:] - leaf[:-1] != 1
     starts[offset] = True
     at = np.flatnonzero(starts)
     texts = [f"[{first},{count}]" for first, count in zip(leaf[at[:-1]].tolist(), np.diff(at).tolist(), strict=True)]

@@ -31,7 +31,6 @@ from expunge.domain.limits import CHUNK_LEAVES
 from expunge.domain.request import RequestId
 from expunge.domain.scopefile import ScopeFile, unpack_columns
 from expunge.domain.statement import PAYLOAD_TYPE
-from expunge.domain.sweep import I64
 from expunge.domain.words import Outcome, Provision
 from expunge.ports import Clock, Delivery, KeyStore, Outgoing, Row, SealedStore, Signer, Tx
 from expunge.record import log, outgoing
@@ -132,7 +131,7 @@ class Certify:
         dropped = await self._dropping.drop(lease, sweep)
         return partial(self._settle, sweep_id, seen, dropped)
 
-    async def _settle(self, sweep_id: UUID, seen: tuple[str, int], dropped: I64, tx: Tx) -> None:
+    async def _settle(self, sweep_id: UUID, seen: tuple[str, int], dropped: int, tx: Tx) -> None:
         """The end of the task. What moved while it ran is looked at by another."""
         for row in await tx.fetch("certify_sweeps", ids=[sweep_id]):
             if (row[8], row[10]) != seen:
@@ -140,8 +139,8 @@ class Certify:
             elif row[8] == "resolved" and row[9]:
                 await self._certify(row, tx, dropped)
 
-    async def _certify(self, row: Row, tx: Tx, dropped: I64 | None = None) -> None:
-        """Certify every request of a sweep that is done. `dropped`: images whose rows are out already."""
+    async def _certify(self, row: Row, tx: Tx, dropped: int = 0) -> None:
+        """Certify every request of a sweep that is done. `dropped`: how many images' rows are out already."""
         open_requests = await tx.fetch("certify_open", sweep_id=row[0])
         if not open_requests:
             if row[9]:  # all were cancelled or are held

@@ -37,8 +37,8 @@ class Dropping:
     def __init__(self) -> None:
         self._places: tuple[UUID, list[Places]] | None = None
 
-    async def drop(self, lease: Lease, sweep: Sweep) -> I64:
-        """Drop what can be: images all of whose artifacts are verified absent. Which these are, ascending.
+    async def drop(self, lease: Lease, sweep: Sweep) -> int:
+        """Drop what can be: images all of whose artifacts are verified absent. How many these are.
 
         May be repeated: what is gone is not counted twice. Raises `FencedOff` when the lease is another's by now.
         """
@@ -59,7 +59,7 @@ class Dropping:
             for one in side_by_side:
                 one.cancel()
             await asyncio.gather(*side_by_side, return_exceptions=True)
-        return ready
+        return len(ready)
 
     def _ready(self, sweep: Sweep) -> I64:
         """Images all of whose artifacts are verified absent, ascending. A chunk that has one that is not keeps all images
@@ -83,15 +83,15 @@ class Places:
 def free_images(images: I64, places: Sequence[Places], absent: Sequence[NDArray[np.bool_]]) -> I64:
     """Those of `images` (ascending) that lie in no chunk, from its first image to its last, with a leaf that is not
     absent. `places`, `absent` (which leaves are): per tree."""
-    edges = np.zeros(len(images) + 1, np.int64)
+    edges = np.zeros(len(images) + 1, np.int32)
     for where, gone in zip(places, absent, strict=True):
         if not len(gone):
             continue
         whole = np.logical_and.reduceat(gone, np.arange(0, len(gone), CHUNK_LEAVES))
         np.add.at(edges, np.searchsorted(images, where.first[~whole], "left"), 1)
         np.add.at(edges, np.searchsorted(images, where.last[~whole], "right"), -1)
-    free: NDArray[np.bool_] = np.cumsum(edges[:-1]) == 0
-    return images[free]
+    free: NDArray[np.bool_] = np.cumsum(edges[:-1], out=edges[:-1]) == 0
+    return images if free.all() else images[free]
 
 
 def places_of(sweep: Sweep, tree: int) -> Places:
@@ -104,12 +104,12 @@ def places_of(sweep: Sweep, tree: int) -> Places:
     return Places(np.array(first, np.int64), np.array(last, np.int64))
 
 
-async def drop_rows(sweep: Sweep, done: Sequence[Finished], tx: Tx, dropped: I64 | None = None) -> None:
-    """Turn image rows that nothing holds any more into tombstones; drop artifact and subject rows. `dropped`: images of
-    which that was done."""
+async def drop_rows(sweep: Sweep, done: Sequence[Finished], tx: Tx, dropped: int = 0) -> None:
+    """Turn image rows that nothing holds any more into tombstones; drop artifact and subject rows. `dropped`: of how many
+    images that was done."""
     chosen = np.array([one.leaf for one in done])
     ordinals = sweep.images(chosen)
-    if dropped is None or len(dropped) < len(ordinals):
+    if dropped < len(ordinals):
         gone, ids = await asyncio.to_thread(_gone_artifacts, sweep, chosen)
         if len(gone):
             await tx.execute("certify_drop_artifacts", ordinals=gone, ids=ids, sweep_id=sweep.sweep_id)
