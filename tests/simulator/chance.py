@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final, TypeVar
 from uuid import UUID
 
@@ -45,18 +46,38 @@ _RATES: Final = {
     "broker-away": 0.1,
     "publish-unanswered": 0.1,
     "store-away": 0.1,
-    "store-unanswered": 0.1,
+    "store-unanswered": 0.2,
     "partial": 0.2,
-    "blocked": 0.03,
-    "blocked-for-good": 0.01,
+    "blocked": 0.06,
+    "blocked-for-good": 0.03,
     "lying": 0.03,
-    "lying-for-good": 0.01,
-    "stale-listing": 0.05,
+    "lying-for-good": 0.02,
+    "stale-listing": 0.1,
     "log-files-away": 0.1,
     "clock-ahead": 0.03,
     "clock-back": 0.03,
 }
 """How often, each time it could, where a schedule has the fault at all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much happens in a schedule. `steps`: decisions of the scheduler while there may be faults; `deeds`: what is
+    planned to be asked; `people`, `photos`: who and what is there from the start; `doubled`: how likely a worker has a
+    second process. Each pair: least and most."""
+
+    steps: tuple[int, int]
+    deeds: tuple[int, int]
+    people: tuple[int, int]
+    photos: tuple[int, int]
+    doubled: float
+
+
+SMALL: Final = Size(steps=(10, 60), deeds=(1, 2), people=(1, 3), photos=(1, 3), doubled=0.2)
+LARGE: Final = Size(steps=(40, 160), deeds=(2, 6), people=(1, 4), photos=(2, 5), doubled=0.25)
+LARGE_SHARE: Final = 0.15
+"""Most bugs that were found need one or two requests, and a small schedule costs a third: so most are small. Some need the
+interplay of many, so some stay large (the small scope hypothesis: Jackson, Software Abstractions, 2006)."""
 
 
 class Chance:
@@ -71,6 +92,7 @@ class Chance:
         self.trace: list[str] = []
         self.faults: Counter[str] = Counter()
         self.calm = True
+        self.size = LARGE if self.random.random() < LARGE_SHARE else SMALL
         chosen = [one for one in FAULTS if self.random.random() < 0.5]
         self.rates: Mapping[str, float] = {one: _RATES[one] * self.random.choice((0.3, 1, 2)) for one in chosen}
 
@@ -100,6 +122,10 @@ class Chance:
     def some(self, options: Sequence[T], most: int) -> list[T]:
         """Between one and `most` of them."""
         return self.random.sample(options, self.random.randint(1, min(most, len(options))))
+
+    def between(self, bounds: tuple[int, int]) -> int:
+        """One of the numbers from the least to the most, both included."""
+        return self.random.randint(*bounds)
 
     def uuid(self) -> UUID:
         """As `uuid4`."""

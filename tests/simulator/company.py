@@ -96,7 +96,7 @@ class Company:
     def __post_init__(self) -> None:
         # It only makes requests here: nothing of it runs.
         self._maker = Deployment("", cast("Any", None), Path(), clock=cast("Any", _Now(self.time)))
-        self.people = range(1, self.chance.random.randint(2, 5))
+        self.people = range(1, self.chance.between(self.chance.size.people) + 1)
 
     # Before anything else
 
@@ -104,7 +104,7 @@ class Company:
         """Register sources, photos, perhaps a model, and put the files where they belong."""
         for name in SOURCES:
             self._lineage(source(name))
-        photos = [self._photo() for _ in range(self.chance.random.randint(2, 5))]
+        photos = [self._photo() for _ in range(self.chance.between(self.chance.size.photos))]
         for name in SOURCES:
             if mine := [one for one in photos if one.source == name]:
                 self.register(mine)
@@ -117,7 +117,7 @@ class Company:
         chance = self.chance
         deeds = [self._delete, self._delete, self._delete, self._withdraw, self._retention, self._order, self._hold]
         deeds += [self._cancel, self._consent, self._forge, self._replay, self._insert, self._late_model, self._repeat]
-        self.todo += [chance.pick(deeds) for _ in range(chance.random.randint(2, 6))]
+        self.todo += [chance.pick(deeds) for _ in range(chance.between(chance.size.deeds))]
         if not any(one in deeds[:6] for one in self.todo):
             self.todo.append(self._delete)
 
@@ -335,11 +335,11 @@ class Company:
     def _approvals(self, data: dict[str, Any]) -> None:
         (wanted,) = [one for one in self.asked if one.id == data["request_id"]]
         chance = self.chance
-        if chance.likely(0.1):
+        if chance.likely(0.2):
             other = hashlib.sha256(wanted.id.encode()).hexdigest()
             self.done["approval of another scope"] += 1
             self.todo.append(lambda: self.ask(self._maker.approval(wanted, other), ANN, sound=False))
-        if chance.likely(0.1):
+        if chance.likely(0.2):
             self.done["approval by the publisher"] += 1
             self.todo.append(lambda: self.ask(self._maker.approval(wanted, data["scope_root"]), PUBLISHER, sound=False))
         parties = [ANN, BOB] if chance.likely(0.85) else [ANN]

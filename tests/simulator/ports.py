@@ -24,6 +24,7 @@ from tests.simulator.activity import Process, Scheduler, current
 from tests.simulator.database import Database, Tx
 
 JUMP: Final = timedelta(days=40)
+_TICK: Final = timedelta(microseconds=1)
 
 
 @dataclass
@@ -34,7 +35,7 @@ class Time:
     database: timedelta = timedelta(0)
 
     def tick(self, seconds: float = 0.0) -> datetime:
-        self.now += timedelta(seconds=seconds, microseconds=1)
+        self.now += timedelta(seconds=seconds, microseconds=1) if seconds else _TICK
         return self.now
 
     def seconds(self) -> float:

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Final, cast
 from unittest import mock
@@ -50,9 +49,9 @@ from tests.history.judge import check
 from tests.history.recorder import Recorder
 from tests.history.verdict import Violation
 from tests.simulator.activity import Process, Scheduler, current
-from tests.simulator.chance import Chance
+from tests.simulator.chance import Chance, Size
 from tests.simulator.company import Company, artifact_name
-from tests.simulator.database import Database
+from tests.simulator.database import Database, tables
 from tests.simulator.ports import (
     JUMP,
     Kafka,
@@ -78,19 +77,33 @@ CONSUMED: Final[Mapping[str, tuple[str, ...]]] = {
     "retrain": ("expunge.retrain",),
 }
 
-_QUEUES: Final = (
-    ("retry", ("retry_put",), ("retry_done",)),
-    ("task", ("execute_defer", "certify_defer", "certify_reconcile"), ("task_finish",)),
-    ("outbox", ("outbox_put",), ("outbox_published",)),
-)
-"""Tables, and the queries by which they gain and lose rows."""
+_QUEUES: Final = frozenset({"retry", "task", "outbox"})
+"""Tables into which workers look for what has become due."""
 
-STEPS: Final = 160
-"""Most decisions of the scheduler while there may be faults."""
+_TURNED: Final = frozenset({"request", "log_entry", "log_checkpoint", "round"})
+"""Tables whose rows the coordinator's turns move on: it has nothing to ask where none of them changed."""
+_UNDER_WAY: Final = frozenset({"sweep", "work"})
+"""What requests that gather wait for."""
+
+_DUE: Final = """
+select 'retry', worker, min(not_before), max(not_before) from retry group by worker
+union all select 'task', kind, min(greatest(not_before, lease_until)), max(greatest(not_before, lease_until)) from task
+where done_at is null group by kind
+union all select 'outbox', worker, min(at), max(at) from outbox group by worker
+"""
+
+AHEAD: Final = timedelta(minutes=15)
+"""What is due later than this was dated by a clock that was wrong, and its worker has to look. No stage waits longer on
+purpose, and none takes less for wrong."""
+RELAYED: Final = timedelta(seconds=10)
+"""How old an outbox row has to be for the relay of another worker; for its own, half of it."""
+
 TURNS: Final = 300
 """Turns in which everything has to come to rest once there are none: more than any schedule needs."""
 IDLE: Final = 40
 """Turns in a row in which nothing moves, although something has to."""
+RESTED: Final = 3
+"""Such turns after which all is at rest where nothing has to move: what is looked at every 30 s has been looked at twice."""
 PATIENCE: Final = timedelta(hours=6)
 """How long, by the clock, everything may take once faults have stopped. Eight tries of a parked event take an hour."""
 BATCH: Final = 6
@@ -133,8 +146,10 @@ class Group:
 class Schedule:
     """One seed, from the empty catalogue to the verdict."""
 
-    def __init__(self, database: Database, seed: int) -> None:
+    def __init__(self, database: Database, seed: int, *, size: Size | None = None) -> None:
         self.chance = Chance(seed)
+        if size is not None:
+            self.chance.size = size
         self.scheduler = Scheduler(self.chance)
         self.database = database
         self.time = Time(START)
@@ -153,11 +168,18 @@ class Schedule:
         self.workers: dict[str, Worker] = {}
         self.groups: dict[str, Group] = {}
         self.commits = 0
-        self.rows: Counter[str] = Counter()
-        """How many rows wait in the queues that workers look into: what is empty need not be looked into."""
+        self.moves = 0
+        """Commits that may give the coordinator something to do."""
+        self.queues: dict[tuple[str, str], tuple[datetime, datetime]] | None = {}
+        """When the first and the last of what waits in a queue is due, by queue and worker or kind. None: not known any
+        more. What has nothing due need not be looked into."""
         self.seen_by: dict[tuple[str, str], int] = {}
         self.states: dict[str, tuple[str, str | None, str | None]] = {}
+        self.gathering = False
+        """Whether accepted requests wait to be planned."""
         self.steps = 0
+        self.work: int | None = 0
+        """What `_sum` last saw of the work; None: not known any more."""
         self._logged = 0
         self._calmed = START
         self.idle = False
@@ -178,11 +200,15 @@ class Schedule:
         self.recorder.effect(op, [artifact_name(store, one) for one in locators], by=by)
 
     def _committed(self, names: set[str]) -> None:
-        changed = self.database.changed
-        self.commits += changed.total() > changed["certify_sweeps_to_check"]  # a look moves nothing
-        for rows, more, fewer in _QUEUES:
-            self.rows[rows] += sum(changed[one] for one in more) - sum(changed[one] for one in fewer)
-        if self.database.wrote("request"):
+        changed = [one for one, rows in self.database.changed.items() if rows and one != "certify_sweeps_to_check"]
+        self.commits += bool(changed)  # a look moves nothing
+        written = frozenset[str]().union(*map(tables, changed))
+        self.moves += bool(written & _TURNED or (self.gathering and written & _UNDER_WAY))
+        if written & _QUEUES:
+            self.queues = None
+        if "work" in written:
+            self.work = None
+        if "request" in written:
             self._ledger(complete=True)
         if "log_append" in names:
             self._log()
@@ -193,11 +219,14 @@ class Schedule:
         if now != self.states or not complete:
             self.recorder.ledger(rows, complete=True)
         self.states = now
+        self.gathering = any(one[0] == "accepted" for one in now.values())
         self.company.rows = set(now)
 
     def _log(self) -> None:
         first = self._logged
-        rows = self.database.ask("select index, entry from log_entry where index >= %s order by index", first)
+        rows = self.database.ask(
+            "select index, entry from log_entry where index >= %(first)s order by index", first=first
+        )
         if rows:
             self.recorder.log(rows[0][0], [bytes(row[1]) for row in rows])
             self._logged = rows[-1][0] + 1
@@ -230,6 +259,8 @@ class Schedule:
             worker.worker, worker.name, worker.process, worker.in_flight
         )
         worker.recovered = False
+        for what in ("retry", "relay", "task", "turn"):  # it looks at once, whatever the last one saw
+            self.seen_by.pop((worker.name, what), None)
         self._rebalance(worker.worker)
 
     def _rebalance(self, kind: str) -> None:
@@ -249,6 +280,7 @@ class Schedule:
     def _moves(self) -> list[tuple[str, Worker, Callable[[], Coroutine[Any, Any, None]]]]:
         """Everything that an idle process could begin now."""
         found: list[tuple[str, Worker, Callable[[], Coroutine[Any, Any, None]]]] = []
+        waits = self._waits()
         for worker in self.workers.values():
             if not worker.process.alive:
                 continue
@@ -257,29 +289,48 @@ class Schedule:
                 continue
             topics = [topic for topic in CONSUMED[worker.worker] if self._waiting(worker, topic)]
             found += [(f"take {topic}", worker, partial(self._take, worker, topic)) for topic in topics]
-            if self.rows["retry"] and self._stale(worker, "retry"):
-                found.append(("retry", worker, partial(self._retry, worker)))
-            if self.rows["outbox"] and self._stale(worker, "relay"):
-                found.append(("relay", worker, partial(self._relay, worker)))
-            if self.rows["task"] and worker.tasks and self._stale(worker, "task"):
-                found.append(("task", worker, partial(self._task, worker)))
-            if worker.coordinator is not None and self._stale(worker, "turn"):
+            if waits:
+                if self._stale(worker, "retry", self.commits) and self._due("retry", worker.worker):
+                    found.append(("retry", worker, partial(self._retry, worker)))
+                if self._stale(worker, "relay", self.commits) and self._left(worker.worker):
+                    found.append(("relay", worker, partial(self._relay, worker)))
+                if self._stale(worker, "task", self.commits) and any(self._due("task", kind) for kind in worker.tasks):
+                    found.append(("task", worker, partial(self._task, worker)))
+            if worker.coordinator is not None and self._stale(worker, "turn", self.moves):
                 found.append(("turn", worker, partial(self._turn, worker)))
         return [one for one in found if not self.scheduler.busy(one[1].process, one[0])]
 
-    def _stale(self, worker: Worker, what: str) -> bool:
+    def _stale(self, worker: Worker, what: str, now: int) -> bool:
         """Whether anything was committed, or time went by, since the worker last looked."""
-        return self.seen_by.get((worker.name, what), -1) != self.commits
+        return self.seen_by.get((worker.name, what), -1) != now
 
-    def _looked(self, worker: Worker, what: str) -> None:
-        self.seen_by[worker.name, what] = self.commits
+    def _waits(self) -> dict[tuple[str, str], tuple[datetime, datetime]]:
+        """What the queues hold. Asked once for all workers, and again when one of them was written."""
+        if self.queues is None:
+            self.queues = {(row[0], row[1]): (row[2], row[3]) for row in self.database.ask(_DUE)}
+        return self.queues
+
+    def _due(self, queue: str, whose: str) -> bool:
+        """Whether a look into a queue may find anything: something is due, or was dated by a clock that was wrong."""
+        if (times := self._waits().get((queue, whose))) is None:
+            return False
+        now = self.time.now + self.time.database
+        return times[0] <= now or times[1] > now + AHEAD
+
+    def _left(self, worker: str) -> bool:
+        """Whether a relay may find anything: rows that are old enough for it, or dated by a clock that was wrong."""
+        now = self.time.now + self.time.database
+        for (queue, whose), (first, last) in self._waits().items():
+            if queue == "outbox" and (first <= now - RELAYED / (2 if whose == worker else 1) or last > now + RELAYED):
+                return True
+        return False
 
     def _waiting(self, worker: Worker, topic: str) -> bool:
         group = self.groups[worker.worker]
-        return any(
-            group.owners.get((topic, number)) == worker.name and group.position[topic, number] < len(messages)
-            for number, messages in enumerate(self.kafka.partitions(topic))
-        )
+        for number, messages in enumerate(self.kafka.partitions(topic)):
+            if len(messages) > group.position[topic, number] and group.owners.get((topic, number)) == worker.name:
+                return True
+        return False
 
     async def _recover(self, worker: Worker) -> None:
         await worker.host.recover()
@@ -312,22 +363,22 @@ class Schedule:
             group.committed[place] = max(group.committed.get(place, 0), one.offset + 1)
 
     async def _retry(self, worker: Worker) -> None:
-        self._looked(worker, "retry")
+        self.seen_by[worker.name, "retry"] = self.commits
         await worker.host.retry_due()
 
     async def _relay(self, worker: Worker) -> None:
-        self._looked(worker, "relay")
-        await worker.host.publish_outbox(age=10.0, own=5.0)
+        self.seen_by[worker.name, "relay"] = self.commits
+        await worker.host.publish_outbox(age=RELAYED.total_seconds(), own=RELAYED.total_seconds() / 2)
 
     async def _task(self, worker: Worker) -> None:
-        self._looked(worker, "task")
+        self.seen_by[worker.name, "task"] = self.commits
         ran = await run_one(ledger=cast("Any", worker.host.ledger), kinds=worker.tasks, stop=asyncio.Event())
         if ran:
             await worker.host.publish_outbox()
 
     async def _turn(self, worker: Worker) -> None:
         assert worker.coordinator is not None
-        self._looked(worker, "turn")
+        self.seen_by[worker.name, "turn"] = self.moves
         await worker.coordinator.turn()
         if self.idle or self.chance.likely(0.2):
             await worker.coordinator.upkeep()
@@ -342,7 +393,7 @@ class Schedule:
         self.database.committed = self._committed
         for kind in CONSUMED:
             self.groups[kind] = Group()
-            for number in range(2 if self.chance.likely(0.25) else 1):
+            for number in range(2 if self.chance.likely(self.chance.size.doubled) else 1):
                 worker = self._worker(kind, number)
                 self.workers[worker.name] = worker
             self._rebalance(kind)
@@ -359,7 +410,7 @@ class Schedule:
 
     async def _faults(self) -> None:
         self.chance.calm = False
-        steps = self.chance.random.randint(STEPS // 4, STEPS)
+        steps = self.chance.between(self.chance.size.steps)
         while self.steps < steps:
             self.steps += 1
             if not await self._step():
@@ -379,8 +430,7 @@ class Schedule:
         if self.company.todo:
             options += [("deed", None)]
         if not options:
-            self.time.tick(chance.random.choice((1.0, 31.0, 130.0)))
-            self.commits += 1
+            self._wait(chance.random.choice((1.0, 31.0, 130.0)))
             return not all(one.process.alive for one in self.workers.values()) or self.steps % 5 != 0
         what, chosen = chance.pick(options)
         match what:
@@ -403,7 +453,9 @@ class Schedule:
                 await body()
             except Retryable:
                 # As in production: what no handler could park ends the process, which is started again.
-                if what != "turn":
+                if what == "turn":
+                    self.moves += 1  # it tries again
+                else:
                     worker.process.alive = False
                     self.chance.note(f"{worker.process.name} gives up: {what}")
 
@@ -465,7 +517,7 @@ class Schedule:
             if moved and still == 0:
                 continue
             # Looking again, every so often, at what may only lack a look is rest.
-            if still >= 4 and not self._open():
+            if still >= RESTED and not self._open():
                 return
             if still >= IDLE:
                 break
@@ -498,19 +550,26 @@ class Schedule:
         ((due,),) = self.database.ask(
             "select min(t) from (select not_before t from retry union all select not_before from task where done_at is null"
             " union all select lease_until from task where done_at is null union all select not_before from work"
-            " where step <> 'done' union all select lease_until from unit_lease) x where t > %s",
-            self.time.now,
+            " where step <> 'done' union all select lease_until from unit_lease) x where t > %(now)s",
+            now=self.time.now,
         )
         ahead = (due - self.time.now).total_seconds() if due is not None else 0.0
         if self.time.now - self._calmed + timedelta(seconds=ahead) > PATIENCE:
             ahead = 0.0  # it would take too long: something else has to get it going
-        self.time.tick(ahead + 31.0)
+        self._wait(ahead + 31.0)
+
+    def _wait(self, seconds: float) -> None:
+        """Let time go by: everybody looks again."""
+        self.time.tick(seconds)
         self.commits += 1
+        self.moves += 1
 
     def _sum(self) -> tuple[Any, ...]:
         """What changes when anything really moves."""
-        ((work,),) = self.database.ask("select sum(hashtext(step || attempt)::bigint) from work")
-        return self._logged, work, tuple(self.states.items()), self.rows["outbox"], self.company.done.total()
+        if self.work is None:
+            ((self.work,),) = self.database.ask("select coalesce(sum(hashtext(step || attempt)::bigint), 0) from work")
+        outbox = sorted(one for one in self._waits().items() if one[0][0] == "outbox")
+        return self._logged, self.work, tuple(self.states.items()), outbox, self.company.done.total()
 
     def _open(self) -> dict[str, int]:
         """What still has to happen, by kind: counts."""

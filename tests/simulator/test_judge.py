@@ -22,6 +22,7 @@ from tests.history.judge import check
 from tests.history.reading import MisreadError, read
 from tests.history.world import build
 from tests.simulator.__main__ import own_database
+from tests.simulator.chance import LARGE
 from tests.simulator.schedule import EXECUTORS, LOG_KEY, SIGNERS, Schedule, patched
 
 Lines = list[dict[str, Any]]
@@ -40,7 +41,7 @@ class Tale(Schedule):
     """A schedule without faults in which a person is deleted, another too late cancelled, and a source ordered away."""
 
     def __init__(self, database: Any, seed: int) -> None:
-        super().__init__(database, seed)
+        super().__init__(database, seed, size=LARGE)
         self.chance.rates = {}
 
 
@@ -414,6 +415,23 @@ def test_a_request_that_stands_still_at_the_end_is_named(lines: Lines, state: st
         if one["body"]["type"].startswith("expunge.request.hold"):
             lines.remove(one)
     assert ("I6", "unsettled") in verdict(lines)
+
+
+def test_a_hold_of_which_a_repeat_was_quarantined_holds(lines: Lines) -> None:
+    """Its worker had been killed three times with it in hand, the last time when it had been taken (schedule 45)."""
+    wanted = done(lines)
+    (asked,) = [one for one in of(lines, "published") if one["body"]["id"] == wanted]
+    hold = next(one["body"] for one in of(lines, "published") if one["body"]["type"] == "expunge.request.hold.v1")
+    hold["target"] = {"by": "subject", "subject_ref": asked["body"]["subject_ref"]}
+    lines[:] = [one for one in lines if one.get("body", {}).get("hold_id") != hold["id"]]
+    for one in of(lines, "ledger"):
+        for row in one["rows"]:
+            if row["request"] == wanted and row["state"] in {"completed", "data-certified"}:
+                row |= {"state": "held", "data_result": "held", "models_result": None}
+    of(lines, "dead")[-1]["rows"].append({"event": hold["id"], "reason": "poison"})
+    assert ("I6", "unsettled") not in verdict(lines)
+    lines[:] = [one for one in lines if one.get("type") != ACCEPTED or one["data"]["request_id"] != hold["id"]]
+    assert ("I6", "unsettled") in verdict(lines)  # one that was never taken does not
 
 
 # What was not recorded, or not rightly
