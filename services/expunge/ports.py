@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import date, datetime
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,14 +23,19 @@ Outcomes = NDArray[np.uint8]
 """One `domain.words.Outcome` per locator, in the order in which the locators were given."""
 
 
+UNITS_AT_ONCE: Final = 2
+
+
 @dataclass(frozen=True, slots=True)
 class Capabilities:
     """What a store can do. `rewrites_unit`: erasing rewrites the artifact's whole unit (file, shard, index, table), so
     hide and erase are two steps; otherwise erase also hides and there is no hide step. `max_level`: the level that
-    `scan` can support for this store."""
+    `scan` can support for this store. `units_at_once`: how many units a worker has it work on at the same time: more than
+    the machine has cores where calls wait for a network."""
 
     rewrites_unit: bool
     max_level: Level
+    units_at_once: int = UNITS_AT_ONCE
 
 
 @dataclass(frozen=True, slots=True)

@@ -175,6 +175,29 @@ class TestS3StoreVersioned(S3Suite):
         assert self.erase("u", *wanted) == [Outcome.GONE] * 10 + [Outcome.ABSENT_BEFORE]
         assert len(self.versions()) == 30
 
+    def test_windows_are_cut_by_reading_alone_where_that_gives_something(self) -> None:
+        reader, listed = self.open_reader(), []
+        large = b"".join(photo(str(number)) for number in range(2_000))
+        assert len(large) > s3._WHOLE_BYTES
+        self.insert("u", {"a.jpg": photo("old"), "b.jpg": photo("b"), "large.jpg": large, "empty.jpg": b""})
+        self.insert("u", {"a.jpg": photo("a"), "behind.jpg": photo("behind"), "p/1.jpg": photo("below")})
+        self.raw.delete_object(Bucket=self.bucket, Key="photos/u/behind.jpg")
+        reader.probe("u", ["a.jpg"])
+        reader._s3.meta.events.register("before-call.s3.ListObjectVersions", lambda **_: listed.append(1))
+        for name, content in (("a.jpg", photo("a")), ("b.jpg", photo("b")), ("large.jpg", large)):
+            (cut,) = reader.needles("u", [name])
+            assert len(cut) == 3
+            assert all(window in content for window in cut)
+        assert not any(window in photo("old") for window in reader.needles("u", ["a.jpg"])[0])
+        assert not listed
+        names = ["behind.jpg", "b.jpg", "absent.jpg", "empty.jpg", "p/", "n" * 1025]
+        behind, b, *nothing, below, never = reader.needles("u", names)
+        assert listed
+        for cut, content in ((behind, photo("behind")), (b, photo("b")), (below, photo("below"))):
+            assert len(cut) == 3, "an old version holds bytes too"
+            assert all(window in content for window in cut)
+        assert [*nothing, never] == [(), (), ()]
+
     def test_the_servers_own_files_hold_nothing_afterwards(self) -> None:
         """Where they can be read, the level is L2."""
         if self.server.gateway is None:

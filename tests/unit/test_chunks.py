@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 import tracemalloc
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -11,12 +12,13 @@ from uuid import UUID
 import numpy as np
 import pytest
 
+from expunge.adapters.stores.memory import MemoryReader, Space
 from expunge.chunks import orders, units
 from expunge.chunks.forest import Forest, Page
 from expunge.chunks.orders import Claim, Finding, Past
 from expunge.chunks.scopes import OpenScope
 from expunge.chunks.spool import Spool
-from expunge.chunks.units import Doing, around_hostile, both, gather
+from expunge.chunks.units import Doing, UnitWork, around_hostile, both, gather
 from expunge.domain import dsse, hashing, merkle, needles, scopefile, statement
 from expunge.domain import sweep as sweeps
 from expunge.domain.errors import Rejected, Tampered
@@ -25,7 +27,7 @@ from expunge.domain.leaf import derive_key
 from expunge.domain.locators import Locators
 from expunge.domain.needles import Needle
 from expunge.domain.words import Kind, Level, Outcome, Role, Step
-from expunge.ports import Outcomes
+from expunge.ports import UNITS_AT_ONCE, Outcomes
 from tests.scopes import Sealing, SeedSigner, TreeOf
 
 SWEEP = UUID("11111111-1111-4111-8111-111111111111")
@@ -195,6 +197,22 @@ def test_work_is_cut_into_stretches_of_like_size() -> None:
     works = gather([doing], lambda one: one.cover)
     assert [len(piece) for piece in units.pieces(works, 4)] == [5, 5, 5, 5]
     assert units.pieces([], 4) == []
+
+
+@pytest.mark.parametrize("at_once", [UNITS_AT_ONCE, 16])
+async def test_a_store_works_on_as_many_units_at_once_as_it_says(at_once: int) -> None:
+    doing = doing_of(Sealing(), SWEEP, [(f"u{n:02}", f"{n:03}") for n in range(at_once)])
+    works = gather([doing], lambda one: one.cover)
+    store = MemoryReader(Space(), doing.store, rewrites_unit=False)
+    assert store.capabilities.units_at_once == UNITS_AT_ONCE
+    store.capabilities = replace(store.capabilities, units_at_once=at_once)
+    together = threading.Barrier(at_once, timeout=30)
+
+    def call(_: UnitWork) -> None:
+        together.wait()
+
+    await units.call_all(works, call, {doing.store: store})
+    await units.call_all([], call, {})
 
 
 def test_one_hostile_name_costs_only_itself() -> None:

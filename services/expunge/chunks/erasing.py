@@ -92,7 +92,6 @@ class Eraser:
         holder: str,
         lease_seconds: float = LEASE_SECONDS,
         inline_leaves: int = INLINE_LEAVES,
-        threads: int = 2,
     ) -> None:
         if missing := sorted(stores.keys() - signers.keys()):
             raise Misconfigured(f"expected an executor key for each store of worker {worker}, got none for {missing}")
@@ -106,7 +105,6 @@ class Eraser:
         self._holder = holder
         self._lease_seconds = lease_seconds
         self._inline_leaves = inline_leaves
-        self._threads = threads
         self._circuits = Circuits(worker)
 
     async def act(self, ordered: Sequence[WorkOrdered]) -> Acted:
@@ -276,7 +274,7 @@ class Eraser:
             else:
                 _erase(self._stores[work.store], work, fences[work.store, work.unit])
 
-        await call_all(works, self._circuits.guarded(call), self._threads)
+        await call_all(works, self._circuits.guarded(call), self._stores)
         for work in works:
             _apply(work)
 

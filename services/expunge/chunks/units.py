@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import pairwise
@@ -22,7 +24,7 @@ from expunge.ports import Outcomes
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from expunge.ports import Signer
+    from expunge.ports import Signer, StoreReader
 
 T = TypeVar("T", bound=np.generic)
 
@@ -164,9 +166,27 @@ def _part(doing: Doing, mask: NDArray[np.bool_], first: int, end: int, *, everyt
     return Part(doing, first, end, at + first, locators.take(at))
 
 
-async def call_all(works: list[UnitWork], call: Callable[[UnitWork], None], threads: int) -> None:
-    """`call_each`, in that many threads."""
-    await asyncio.gather(*(asyncio.to_thread(call_each, piece, call) for piece in pieces(works, threads)))
+async def call_all(
+    works: Iterable[UnitWork], call: Callable[[UnitWork], None], stores: Mapping[str, StoreReader]
+) -> None:  # fmt: skip
+    """`call_each`, in as many threads for each store as it has units worked on at once."""
+    by_store: dict[str, list[UnitWork]] = {}
+    for work in works:
+        by_store.setdefault(work.store, []).append(work)
+    every = [
+        piece for store, some in by_store.items() for piece in pieces(some, stores[store].capabilities.units_at_once)
+    ]
+    if not every:
+        return
+    loop = asyncio.get_running_loop()
+    # Threads of their own: the loop's are few, and calls that wait for a network would keep them from everybody else.
+    pool = ThreadPoolExecutor(len(every), thread_name_prefix="units")
+    try:
+        await asyncio.gather(
+            *(loop.run_in_executor(pool, copy_context().run, call_each, piece, call) for piece in every)
+        )
+    finally:
+        pool.shutdown(wait=False)
 
 
 def pieces(works: list[UnitWork], count: int) -> list[list[UnitWork]]:

@@ -118,7 +118,6 @@ class Rescan:
         sample: int = SAMPLE,
         scan_files: bool = False,
         inline_leaves: int = INLINE_LEAVES,
-        threads: int = 2,
     ) -> None:
         if able := sorted(name for name, one in readers.items() if hasattr(one, "erase") or hasattr(one, "hide")):
             raise Misconfigured(f"expected readers without erase and hide, got stores: {able}")
@@ -134,7 +133,6 @@ class Rescan:
         self._sample = sample
         self._scan_files = scan_files
         self._inline_leaves = inline_leaves
-        self._threads = threads
         self._circuits = Circuits(WORKER)
 
     async def act(self, deliveries: Sequence[Delivery]) -> Examined:
@@ -290,7 +288,7 @@ class Rescan:
                 for locator, one in zip(locators, cuts, strict=True)
             }
 
-        await call_all(works, self._circuits.guarded(cut), self._threads)
+        await call_all(works, self._circuits.guarded(cut), self._readers)
         found: dict[Doing, list[Needle]] = {doing: [] for doing in sampled}
         for work in works:
             for part in work.parts:
@@ -370,7 +368,7 @@ class Rescan:
             found = self._readers[work.store].scan(work.unit, list(every))
             counts[work.store, work.unit] = dict(zip(every, found, strict=True))
 
-        await call_all(works, self._circuits.guarded(scan), self._threads)
+        await call_all(works, self._circuits.guarded(scan), self._readers)
         looked: dict[Doing, tuple[set[int], set[int], set[int]]] = {doing: (set(), set(), set()) for doing in asked}
         for work in works:
             for part in work.parts:
@@ -451,7 +449,7 @@ class Rescan:
             said = around_hostile(locators, lambda some: reader.probe(work.unit, some).astype(np.uint8), _UNREADABLE)
             work.spread(locators, said)
 
-        await call_all(works, self._circuits.guarded(probe), self._threads)
+        await call_all(works, self._circuits.guarded(probe), self._readers)
         seen = {doing: np.zeros(len(doing.cover), np.uint8) for doing in doings}
         for work in works:
             for n, part in enumerate(work.parts):

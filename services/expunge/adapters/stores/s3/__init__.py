@@ -21,14 +21,17 @@ from numpy.typing import NDArray
 from expunge.adapters.stores import CrashPoint, all_outcomes, count_needles, nowhere, os_faults, parts_of, windows
 from expunge.adapters.stores.s3 import roles
 from expunge.adapters.stores.s3.client import (
+    EMPTY,
     MISSING,
     OWN,
+    READ,
     Place,
     S3Trouble,
     client,
     parse,
     refuse_hostile_keys,
     refuse_rest,
+    too_long,
     translated,
     utf8,
 )
@@ -39,7 +42,7 @@ from expunge.adapters.stores.s3.locks import reasons
 from expunge.adapters.stores.s3.pace import Pace, pace_of
 from expunge.domain.errors import Misconfigured, Rejected, Retryable
 from expunge.domain.words import Level, Outcome
-from expunge.ports import Capabilities, Erasure, Outcomes
+from expunge.ports import UNITS_AT_ONCE, Capabilities, Erasure, Outcomes
 
 DISKS: Final = "the provider's disks until it reuses them: its interface shows no version, upload or part any more"
 FREED: Final = "free blocks of the server's file system until reused or trimmed"
@@ -58,7 +61,9 @@ class S3Reader:
     def __init__(self, place: Place, name: str) -> None:
         self.name = name
         self._place = place
-        self.capabilities = Capabilities(rewrites_unit=False, max_level=level_of(place))
+        self.capabilities = Capabilities(
+            rewrites_unit=False, max_level=level_of(place), units_at_once=max(UNITS_AT_ONCE, place.threads)
+        )
         self._may_read = False
         self._checking = Lock()
 
@@ -82,9 +87,15 @@ class S3Reader:
     def needles(self, unit: str, locators: Sequence[str]) -> list[tuple[bytes, ...]]:
         """Three windows of 32 bytes of each object's newest version; of a prefix, of its first."""
         self._refuse(unit, locators)
-        held = find(self._s3, self._place, unit, locators)
+        base = self._place.key(unit)
+        plain = [one for one in locators if not one.endswith("/") and not too_long(base + one)]
         with ThreadPoolExecutor(self._place.threads) as pool:
-            return list(pool.map(lambda one: self._windows(held[one]), locators))
+            read = dict(zip(plain, pool.map(lambda one: self._windows_of(base + one), plain), strict=True))
+            # Of prefixes, and where the newest is a marker or nothing, only a listing tells what there is.
+            unread = [one for one in dict.fromkeys(locators) if read.get(one) is None]
+            held = find(self._s3, self._place, unit, unread) if unread else {}
+            found = read | dict(zip(unread, pool.map(lambda one: self._windows(held[one]), unread), strict=True))
+        return [found[one] or () for one in locators]
 
     def scan(self, unit: str, needles: Sequence[bytes]) -> list[int]:
         """Reads the server's own files (`files=`), all of the bucket: which of them are a unit's, a server does not
@@ -96,6 +107,22 @@ class S3Reader:
         check_unit(unit)
         refuse_hostile_keys(locators)
         self.refuse_able()
+
+    def _windows_of(self, key: str) -> tuple[bytes, ...] | None:
+        """Windows of what reading this key gives: one call, where listing its versions first makes it two. None where that
+        is nothing."""
+        try:
+            with translated(READ):
+                answer = self._s3.get_object(Bucket=self._place.bucket, Key=key, Range=f"bytes=0-{_WHOLE_BYTES - 1}")
+                whole = bytes(answer["Body"].read())
+        except S3Trouble as trouble:
+            if trouble.code in MISSING | EMPTY:
+                return None
+            raise
+        size = int(answer.get("ContentRange", "").rpartition("/")[2] or len(whole))
+        if size <= len(whole):
+            return windows(size, lambda at, width: whole[at : at + width], _NEEDLE_BYTES)
+        return self._windows(Held([Version(key, answer.get("VersionId"), size, latest=True, marker=False)]))
 
     def _windows(self, held: Held) -> tuple[bytes, ...]:
         newest = held.newest
@@ -114,7 +141,7 @@ class S3Reader:
     def _get(self, version: Version, at: int = 0, width: int = 0) -> bytes:
         which = {} if version.version_id in {None, "null"} else {"VersionId": version.version_id}
         part = {"Range": f"bytes={at}-{at + width - 1}"} if width else {}
-        with translated("read objects (s3:GetObject, s3:GetObjectVersion)"):
+        with translated(READ):
             answer = self._s3.get_object(Bucket=self._place.bucket, Key=version.key, **which, **part)
             return bytes(answer["Body"].read())
 

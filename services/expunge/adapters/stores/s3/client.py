@@ -31,6 +31,8 @@ OWN: Final = ".expunge/"
 """Our own objects, below the store's prefix."""
 
 MISSING: Final = frozenset({"NoSuchKey", "NoSuchVersion", "NoSuchUpload", "404"})
+EMPTY: Final = frozenset({"InvalidRange", "416"})
+"""How S3 says that an object has no bytes from there on."""
 CONFLICTS: Final = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412", "409"})
 """How S3 says that the condition of a write did not hold."""
 UNSUPPORTED: Final = frozenset({"NotImplemented", "501", "405"})
@@ -39,6 +41,9 @@ SLOW: Final = frozenset(
 )
 PASSING: Final = SLOW | {"InternalError", "500", "502", "504", "RequestTimeout", "RequestTimeoutException", "no-answer"}
 """Codes after which the same call may succeed in a moment."""
+
+READ: Final = "read objects (s3:GetObject, s3:GetObjectVersion)"
+"""What `translated` says of a call that reads contents."""
 
 _CONNECT_SECONDS: Final = 5
 _READ_SECONDS: Final = 60

@@ -23,6 +23,7 @@ from expunge.adapters.stores.s3.client import (
     CONFLICTS,
     MISSING,
     OWN,
+    READ,
     Place,
     S3Trouble,
     client,
@@ -43,7 +44,6 @@ T = TypeVar("T")
 _STATE: Final = ".expunge"
 """Ends the name of the object beside a unit that holds its fence and tombstones."""
 _TRIES: Final = 8
-_READ: Final = "read objects (s3:GetObject, s3:GetObjectVersion)"
 _WRITE: Final = "replace objects (s3:PutObject)"
 _PART_BYTES: Final = 64 << 20
 """Larger objects are put in parts of this size: S3 takes 10,000, which is 640 GB."""
@@ -115,7 +115,7 @@ class ObjectUnit:
     def contents(self) -> Hashable:
         if too_long(self._key):
             raise FileNotFoundError
-        with _absent(), translated(_READ):
+        with _absent(), translated(READ):
             found = self._s3.head_object(Bucket=self._place.bucket, Key=self._key)
         return found["ETag"], found.get("VersionId")
 
@@ -195,10 +195,10 @@ class ObjectUnit:
         if too_long(self._key):
             raise FileNotFoundError
         which = {} if version_id is None else {"VersionId": version_id}
-        with _absent(), translated(_READ):
+        with _absent(), translated(READ):
             answer = self._s3.get_object(Bucket=self._place.bucket, Key=self._key, **which)
         with _temporary() as path:
-            with translated(_READ), open(path, "wb") as file:
+            with translated(READ), open(path, "wb") as file:
                 file.writelines(answer["Body"].iter_chunks(1 << 20))
             yield path, answer["ETag"]
 
@@ -266,7 +266,7 @@ class ObjectUnit:
         if too_long(self._key + _STATE):
             return _State(-1, frozenset())
         try:
-            with translated(_READ):
+            with translated(READ):
                 answer = self._s3.get_object(Bucket=self._place.bucket, Key=f"{self._key}{_STATE}")
                 held = json.loads(answer["Body"].read())
         except S3Trouble as trouble:
