@@ -52,6 +52,9 @@ def arguments(given: list[str]) -> argparse.Namespace:
     parser.add_argument("--scale", default="", help="workers per stage to compare, ascending: 1,2,4")
     parser.add_argument("--backlog", type=int, default=0, help="requests that wait in Kafka before coordinate starts")
     parser.add_argument(
+        "--sweep", type=int, default=1024, help="most requests in a sweep: more, where a backlog is worked off"
+    )
+    parser.add_argument(
         "--processes", type=int, default=1, help="of each worker that touches stores, and of the floor of orders"
     )
     parser.add_argument("--disk", type=Path, help="keep files and indexes in a folder below this one, not in memory")
@@ -115,7 +118,13 @@ def _deployment(options: argparse.Namespace, files: Path, servers: Path, console
         stores = store_urls(live) | ({PHOTOS: s3.url(s3.filled(live))} if s3 else {})
         tell("files and indexes are written")
         embedded = stack.enter_context(
-            Embedded(servers / "up", audience=AUDIENCE, workers=WORKERS, stores=stores, overrides=UNCAPPED)
+            Embedded(
+                servers / "up",
+                audience=AUDIENCE,
+                workers=WORKERS,
+                stores=stores,
+                overrides=UNCAPPED | {"sweep_requests": options.sweep},
+            )
         )
         rig = Rig(embedded, profiles, options.processes)
         if corpora.rows.images:

@@ -133,11 +133,11 @@ class Rig:
 
     def peaks(self) -> dict[str, float]:
         """Most memory that each worker has had resident since it was last measured, MiB."""
-        found = {}
-        for name, pid in self._worker_pids().items():
-            status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
-            found[name] = round(int(status.partition("VmHWM:")[2].split(maxsplit=1)[0]) / 1024, 1)
-        return found
+        return {name: round(_kib(pid, "VmHWM:") / 1024, 1) for name, pid in self._worker_pids().items()}
+
+    def resident(self) -> dict[str, int]:
+        """Memory that each worker has resident now, MiB."""
+        return {name: _kib(pid, "VmRSS:") >> 10 for name, pid in self._worker_pids().items()}
 
     def _worker_pids(self) -> dict[str, int]:
         return {name: pid for name, pid in self.pids().items() if name in self.embedded._processes}
@@ -195,6 +195,12 @@ class Rig:
 
 def _less(now: Mapping[str, float], before: Mapping[str, float]) -> dict[str, float]:
     return {name: round(value - before.get(name, 0.0), 4) for name, value in now.items() if value != before.get(name)}
+
+
+def _kib(pid: int, field_: str) -> int:
+    """A line of /proc/PID/status."""
+    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    return int(status.partition(field_)[2].split(maxsplit=1)[0])
 
 
 def _children() -> dict[int, list[int]]:
@@ -291,7 +297,7 @@ class Proofs:
         deadline = time.monotonic() + seconds
         with self._changed:
             while not done():
-                if any(one in self.refused for one in wanted):
+                if self.refused and any(one in self.refused for one in wanted):
                     raise RuntimeError(f"refused: {set(self.refused.values())}")
                 if not self._changed.wait(min(1.0, max(0.0, deadline - time.monotonic()))):
                     rig.check()

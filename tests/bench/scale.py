@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import psycopg
@@ -18,7 +19,10 @@ from tests.bench.rig import Proofs, Publishing, Rig
 
 SCALED: Final = ("coordinate", "purge", "invalidate", "retrain", "rescan")
 """Workers with a part in people's requests."""
-SAMPLE_SECONDS: Final = 2.0
+SAMPLE_SECONDS: Final = 5.0
+TELL_SECONDS: Final = 60.0
+PUBLISHING: Final = 2
+"""Processes that publish a backlog: one is bound by its interpreter."""
 
 
 def out(rig: Rig, corpus: Corpus, counts: Sequence[int], each: int, publishers: int, tell: Any) -> list[dict[str, Any]]:
@@ -69,22 +73,21 @@ def _spread(rig: Rig) -> dict[str, list[int]]:
 
 
 def backlog(rig: Rig, corpus: Corpus, people_: range, *, publishers: int, tell: Any) -> dict[str, Any]:
-    """Requests of one image each that wait in Kafka when coordinate starts: memory meanwhile, and how they end."""
+    """Requests of one image each that wait in Kafka when coordinate starts: memory of every worker meanwhile, and how
+    they end."""
     rig.embedded.stop_worker("coordinate")
     subjects = [corpus.subject(person) for person in people_]
     proofs = Proofs(rig.kafka, topics.PROOFS)
-    sampled: list[tuple[float, int, float]] = []
+    samples: list[Sample] = []
     stop = threading.Event()
     try:
-        with Publishing(rig.kafka, publishers) as publishing:
-            publishing.send(subjects)
-            sent = publishing.sent()
+        sent = _published(rig, subjects, publishers)
         tell(f"{len(sent)} requests wait")
         rig.embedded.start_worker("coordinate")
         rig.embedded.wait_ready("coordinate")
         rig.forget_peaks()
         begun = time.time()
-        watch = threading.Thread(target=_watch, args=(rig, begun, sampled, stop.is_set))
+        watch = threading.Thread(target=_watch, args=(rig, proofs, begun, samples, tell, stop.is_set))
         watch.start()
         proofs.wait(list(sent), rig=rig, seconds=120 + len(sent) / 20)
     finally:
@@ -93,26 +96,46 @@ def backlog(rig: Rig, corpus: Corpus, people_: range, *, publishers: int, tell: 
     watch.join()
     done = {one: at for one, (at, _) in proofs.certified.items() if one in sent}
     wall = max(done.values()) - begun
-    resident = [size for _, size, _ in sampled]
+    resident = [sample.resident["coordinate"] for sample in samples]
     return {
         "requests": len(sent), "lost": len(sent) - len(done), "wall": wall, "rate": len(done) / wall,
         "rss_mib_first": resident[0], "rss_mib_most": max(resident), "rss_mib_last": resident[-1],
-        "peak_mib": rig.peaks(), "samples": sampled,
+        "peak_mib": rig.peaks(), "samples": [asdict(one) for one in samples],
     }  # fmt: skip
 
 
-def _watch(rig: Rig, begun: float, sampled: list[tuple[float, int, float]], stopped: Callable[[], bool]) -> None:
-    """Seconds, resident MiB of coordinate, and requests that are accepted and not completed."""
-    pid = rig.pids()["coordinate"]
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Seconds since coordinate was ready, requests accepted and not completed, certificates, and MiB resident by worker."""
+
+    at: float
+    open: int
+    certified: int
+    resident: dict[str, int]
+
+
+def _published(rig: Rig, subjects: Sequence[str], publishers: int) -> dict[str, float]:
+    """When each request was published, by id."""
+    with ExitStack() as stack:
+        every = [stack.enter_context(Publishing(rig.kafka, publishers // PUBLISHING)) for _ in range(PUBLISHING)]
+        for number, one in enumerate(every):
+            one.send(subjects[number::PUBLISHING])
+        sent: dict[str, float] = {}
+        for one in every:
+            sent |= one.sent()
+    return sent
+
+
+def _watch(
+    rig: Rig, proofs: Proofs, begun: float, samples: list[Sample], tell: Any, stopped: Callable[[], bool]
+) -> None:  # fmt: skip
+    told = begun
     with psycopg.connect(rig.database, autocommit=True) as connection:
         while not stopped():
-            ((accepted,),) = connection.execute("select count(*) from request where state <> 'completed'").fetchall()
-            sampled.append((round(time.time() - begun, 2), _resident(pid), float(accepted)))
+            ((waiting,),) = connection.execute("select count(*) from request where state <> 'completed'").fetchall()
+            now = time.time()
+            samples.append(Sample(round(now - begun, 2), waiting, len(proofs.certified), rig.resident()))
+            if now - told >= TELL_SECONDS:
+                told = now
+                tell(f"{len(proofs.certified)} certified, {waiting} accepted and open, MiB {samples[-1].resident}")
             time.sleep(SAMPLE_SECONDS)
-
-
-def _resident(pid: int) -> int:
-    for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) >> 10
-    return 0

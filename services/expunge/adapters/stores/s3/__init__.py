@@ -42,7 +42,7 @@ from expunge.adapters.stores.s3.locks import reasons
 from expunge.adapters.stores.s3.pace import Pace, pace_of
 from expunge.domain.errors import Misconfigured, Rejected, Retryable
 from expunge.domain.words import Level, Outcome
-from expunge.ports import UNITS_AT_ONCE, Capabilities, Erasure, Outcomes
+from expunge.ports import Capabilities, Erasure, Outcomes
 
 DISKS: Final = "the provider's disks until it reuses them: its interface shows no version, upload or part any more"
 FREED: Final = "free blocks of the server's file system until reused or trimmed"
@@ -62,7 +62,7 @@ class S3Reader:
         self.name = name
         self._place = place
         self.capabilities = Capabilities(
-            rewrites_unit=False, max_level=level_of(place), units_at_once=max(UNITS_AT_ONCE, place.threads)
+            rewrites_unit=False, max_level=level_of(place), units_at_once=place.units_at_once
         )
         self._may_read = False
         self._checking = Lock()

@@ -25,6 +25,7 @@ from botocore.exceptions import (
 )
 
 from expunge.domain.errors import Misconfigured, Rejected, Retryable
+from expunge.ports import UNITS_AT_ONCE
 from expunge.private import refuse_public
 
 OWN: Final = ".expunge/"
@@ -45,6 +46,8 @@ PASSING: Final = SLOW | {"InternalError", "500", "502", "504", "RequestTimeout",
 READ: Final = "read objects (s3:GetObject, s3:GetObjectVersion)"
 """What `translated` says of a call that reads contents."""
 
+_MOST_UNITS: Final = 8
+"""Units at once: a page of each is more than a prefix takes a second."""
 _CONNECT_SECONDS: Final = 5
 _READ_SECONDS: Final = 60
 _ATTEMPTS: Final = 5
@@ -99,6 +102,11 @@ class Place:
     files: tuple[str, ...] = ()
     """Directories in which the server keeps this bucket's objects as files, where this machine can read them."""
     threads: int = 4
+    """Units that are worked on at once (but no more than `_MOST_UNITS`), and requests at once for one of them."""
+
+    @property
+    def units_at_once(self) -> int:
+        return max(UNITS_AT_ONCE, min(self.threads, _MOST_UNITS))
 
     def key(self, unit: str) -> str:
         return self.prefix if unit == "." else f"{self.prefix}{unit}/"
@@ -145,13 +153,13 @@ def refuse_rest(rest: dict[str, str]) -> None:
         raise Misconfigured(f"{min(rest)} is no parameter of this kind of store's URL; known are {known}")
 
 
-def client(place: Place, profile: str, *, attempts: int = _ATTEMPTS, threads: int | None = None) -> Any:  # noqa: ANN401 - boto3 makes its classes as it runs
+def client(place: Place, profile: str, *, attempts: int = _ATTEMPTS) -> Any:  # noqa: ANN401 - boto3 makes its classes as it runs
     """A client that signs as `profile`, and repeats a call up to `attempts` times."""
     config = Config(
         connect_timeout=_CONNECT_SECONDS,
         read_timeout=_READ_SECONDS,
         retries={"mode": "standard", "total_max_attempts": attempts},
-        max_pool_connections=(threads or place.threads) + 2,
+        max_pool_connections=place.units_at_once * place.threads + 2,
         s3={"addressing_style": "path"} if place.endpoint else {},
     )
     with _making, translated("connect"):
