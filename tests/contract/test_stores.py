@@ -746,3 +746,31 @@ def test_a_plug_in_is_found_by_its_entry_point(monkeypatch: pytest.MonkeyPatch) 
 def test_a_url_that_names_no_directory_here_is_refused(url: str) -> None:
     with pytest.raises(Misconfigured):
         table.open_store(url, "x")
+
+
+@needs_faiss
+@settings(deadline=None, max_examples=20)
+@given(ids=st.lists(st.integers(0, 400_000), max_size=8), base=st.sampled_from([0, 2**62]), dense=st.booleans())
+def test_which_ids_are_among_others_is_what_numpy_says(ids: list[int], base: int, *, dense: bool) -> None:
+    from expunge.adapters.stores.faiss import _among
+
+    others = np.arange(3, 200_003, dtype=np.int64) if dense else np.array([5, 399_999, *ids[::2]], np.int64)
+    asked = np.array([*ids, *range(150_000, 230_000), 2, 3], np.int64)
+    assert (_among(asked + base, others + base) == np.isin(asked, others)).all()
+    assert not _among(asked, np.zeros(0, np.int64)).any()
+    assert not len(_among(np.zeros(0, np.int64), others))
+
+
+@needs_faiss
+def test_tombstones_of_many_ids_lead_back_to_them() -> None:
+    from expunge.adapters.stores.faiss import _as_ids, _tokens
+    from expunge.adapters.stores.tombstones import Tombstones
+
+    ids = np.arange(2**40, 2**40 + 140_000, dtype=np.int64)
+    tokens = _tokens(ids)
+    assert (_as_ids(tokens) == ids).all()
+    lines = bytes(tokens.lines())
+    assert lines == b"\n" + b"".join(b"%016x\n" % one for one in ids.tolist())
+    assert Tombstones.read(lines, 16).packed == Tombstones.read(lines[1:], 16).packed == tokens.packed
+    assert Tombstones.read(lines[:-1] + b"x\n", 16).packed == tokens.packed[:-16]
+    assert Tombstones(b"", 16).lines() == b"\n"

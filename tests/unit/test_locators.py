@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import tracemalloc
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -71,3 +74,37 @@ def test_decimals_end_where_63_bits_do() -> None:
     assert found.tolist() == [2**63 - 1]
     assert Locators.of([str(2**63)]).decimals() is None
     assert Locators.of([str(10**19)]).decimals() is None
+
+
+def peak_of(work: Callable[[], object]) -> int:
+    """Bytes that were allocated at most while it worked, and what it gives."""
+    tracemalloc.start()
+    try:
+        made = work()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert made is not None
+    return peak
+
+
+MANY = 1 << 18
+
+
+def test_decimals_of_many_are_read_in_the_memory_of_the_numbers() -> None:
+    many = Locators.of([str(number) for number in range(MANY)])
+    found = many.decimals()
+    assert found is not None
+    assert (found == np.arange(MANY)).all()
+    assert peak_of(many.decimals) < 20 * MANY
+    assert Locators.joined([many, Locators.of(["x"])]).decimals() is None
+
+
+def test_parts_are_gathered_in_the_memory_of_what_they_give() -> None:
+    part = Locators.of(["x", *(f"{number:08d}.jpg" for number in range(1024))])[1:]
+    count = MANY // 1024
+    gathered = Locators.gathered(MANY, (part for _ in range(count)))
+    assert gathered == Locators.joined([part] * count)
+    assert list(gathered[1024:1026]) == ["00000000.jpg", "00000001.jpg"]
+    assert list(Locators.gathered(0, [])) == []
+    assert peak_of(lambda: Locators.gathered(MANY, (part for _ in range(count)))) < 40 * MANY

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from mmap import mmap
@@ -113,17 +113,19 @@ class OpenScope:
         """Chunks [first_chunk, end_chunk). Raises `Rejected("no-such-chunk")` when the sweep has none such."""
         if tree >= len(self.trees) or not 0 <= first_chunk < end_chunk <= self.trees[tree].chunks:
             raise Rejected("no-such-chunk", f"expected chunks of tree {tree}, got {first_chunk} to {end_chunk}")
-        units: list[NDArray[np.uint32]] = []
-        locators: list[Locators] = []
+        count = min(end_chunk * CHUNK_LEAVES, self.trees[tree].leaves) - first_chunk * CHUNK_LEAVES
+        units = np.zeros(count, np.uint32)
         digests = []
-        for chunk in range(first_chunk, end_chunk):
-            columns = scopefile.unpack_columns(self._file.section(f"{tree}/{chunk}"))
-            units.append(np.frombuffer(columns["unit"], "<u4"))
-            locators.append(Locators.unpack(columns["locator"]))
-            digests.append(hashlib.sha256(columns["hashes"]).digest())
-        return Run(
-            tree, first_chunk, self._unit_names(tree), np.concatenate(units), Locators.joined(locators), tuple(digests)
-        )  # fmt: skip
+
+        def locators() -> Iterator[Locators]:
+            for at, chunk in enumerate(range(first_chunk, end_chunk)):
+                columns = scopefile.unpack_columns(self._file.section(f"{tree}/{chunk}"))
+                units[at * CHUNK_LEAVES : (at + 1) * CHUNK_LEAVES] = np.frombuffer(columns["unit"], "<u4")
+                digests.append(hashlib.sha256(columns["hashes"]).digest())
+                yield Locators.unpack(columns["locator"])
+
+        gathered = Locators.gathered(count, locators())
+        return Run(tree, first_chunk, self._unit_names(tree), units, gathered, tuple(digests))
 
     def overlaps(self, tree: int) -> NDArray[np.uint32]:
         """Leaves of a tree that an earlier, still open sweep holds too."""

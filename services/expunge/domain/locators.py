@@ -6,7 +6,7 @@ per artifact. Needs numpy. Shapes: `n` locators; `bounds` (n + 1) are byte posit
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Final, overload
 
@@ -25,6 +25,8 @@ _ZERO: Final = ord("0")
 _DIGITS: Final = 19
 """Of the largest number of 63 bits."""
 _LARGEST: Final = np.uint64(2**63 - 1)
+_BLOCK: Final = 1 << 16
+"""Locators read as numbers at once: bounds the memory, and stays in the cache."""
 
 
 class Locators(Sequence[str]):
@@ -63,6 +65,17 @@ class Locators(Sequence[str]):
         return cls.of_lengths(
             b"".join([part.flat for part in parts]), np.concatenate([np.zeros(0, np.int64), *lengths])
         )
+
+    @classmethod
+    def gathered(cls, count: int, parts: Iterable[Locators]) -> Locators:
+        """Laid end to end, one after the other: of `parts`, which have `count` in all, only one has to be there."""
+        bounds = np.zeros(count + 1, np.int64)
+        data, at = bytearray(), 0
+        for part in parts:
+            np.add(part.bounds[1:], len(data) - part.bounds[0], out=bounds[at + 1 : at + 1 + len(part)])
+            data += part.flat
+            at += len(part)
+        return cls(bytes(data), bounds)
 
     @classmethod
     def unpack(cls, packed: bytes) -> Locators:
@@ -123,22 +136,13 @@ class Locators(Sequence[str]):
     def decimals(self) -> I64 | None:
         """(n) the numbers that they are in decimal, or None unless all are in [0, 2**63), without leading zeros or any
         other sign."""
-        lengths, data = self.lengths, np.frombuffer(self.data, np.uint8)
-        if not len(lengths):
-            return np.zeros(0, np.int64)
-        if lengths.min() < 1 or lengths.max() > _DIGITS:
-            return None
-        first = data[self.bounds[:-1]]
-        if ((first == _ZERO) & (lengths > 1)).any():
-            return None
-        numbers = np.zeros(len(lengths), np.uint64)
-        for place in range(int(lengths.max())):
-            mine = np.flatnonzero(lengths > place)
-            digits = data[self.bounds[mine] + place] - np.uint8(_ZERO)  # below the digits it wraps, to above them
-            if (digits > 9).any():  # noqa: PLR2004 - the largest digit
+        found = np.zeros(len(self), np.int64)
+        for first in range(0, len(self), _BLOCK):
+            some = _decimals(self[first : first + _BLOCK])
+            if some is None:
                 return None
-            numbers[mine] = numbers[mine] * np.uint64(10) + digits
-        return None if (numbers > _LARGEST).any() else numbers.astype(np.int64)
+            found[first : first + _BLOCK] = some
+        return found
 
     def __len__(self) -> int:
         return len(self.bounds) - 1
@@ -169,6 +173,23 @@ class Locators(Sequence[str]):
 
     def __repr__(self) -> str:
         return f"Locators({len(self)})"  # what they say is personal data
+
+
+def _decimals(some: Locators) -> I64 | None:
+    lengths, data = some.lengths, np.frombuffer(some.data, np.uint8)
+    if lengths.min() < 1 or lengths.max() > _DIGITS:
+        return None
+    first = data[some.bounds[:-1]]
+    if ((first == _ZERO) & (lengths > 1)).any():
+        return None
+    numbers = np.zeros(len(lengths), np.uint64)
+    for place in range(int(lengths.max())):
+        mine = np.flatnonzero(lengths > place)
+        digits = data[some.bounds[mine] + place] - np.uint8(_ZERO)  # below the digits it wraps, to above them
+        if (digits > 9).any():  # noqa: PLR2004 - the largest digit
+            return None
+        numbers[mine] = numbers[mine] * np.uint64(10) + digits
+    return None if (numbers > _LARGEST).any() else numbers.astype(np.int64)
 
 
 def _begins(data: bytes) -> NDArray[np.bool_]:

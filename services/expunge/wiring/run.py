@@ -21,6 +21,7 @@ from expunge.domain.topics import TOPICS
 from expunge.settings import Settings
 from expunge.wiring import Background, build_worker, now
 from expunge.wiring.logs import configure_logging
+from expunge.wiring.memory import give_back
 from expunge.workers.delivery import DeliveryHost
 
 COMMITTED_SECONDS = 5.0
@@ -32,6 +33,7 @@ def run_worker(name: str, settings: Settings) -> None:
     from expunge.workers.health import Health, serve
 
     configure_logging(settings.log_level)
+    give_back()
     if (told := os.environ.get(crashing.VARIABLE)) is not None:
         structlog.get_logger().warning("this worker may kill itself", action="arm", variable=crashing.VARIABLE)
         crashing.arm(Path(told))

@@ -437,7 +437,7 @@ class UnitFile:
     def _put_state(self, fence: int, generation: int) -> None:
         self._put(".state", b"%d %d\n" % (fence, generation))
 
-    def _put(self, side: str, data: bytes) -> None:
+    def _put(self, side: str, data: bytes | bytearray) -> None:
         temp = self.temp_path()
         fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
@@ -530,6 +530,6 @@ def _try_lock(fd: int) -> bool:
     return True
 
 
-def _write_all(fd: int, data: bytes) -> None:
+def _write_all(fd: int, data: bytes | bytearray) -> None:
     while data:
         data = data[os.write(fd, data) :]

@@ -14,6 +14,7 @@ from collections.abc import Callable, Hashable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from enum import Enum, auto
+from io import BytesIO
 from threading import Lock
 from typing import Any, BinaryIO, Final
 
@@ -43,6 +44,10 @@ _NEEDLE_BYTES: Final = 16
 _BITMAP_IDS: Final = 1 << 26
 """A bitmap selector is the fastest; above this largest id (8 MiB of bitmap) a hashed set is smaller."""
 _SEARCHED: Final = 8
+_BLOCK: Final = 1 << 16
+"""Ids worked on at once: bounds the memory."""
+_DENSE: Final = 6
+"""Numbers per id up to which a table of them costs less than sorting."""
 _COPIED_BYTES: Final = 1 << 20
 _FLAT: Final = struct.Struct("<4siq16s?i4siq16s?iQ")
 _FLAT_HEAD: Final = _FLAT.size
@@ -101,7 +106,7 @@ class Index:
     def without(self, ids: Ids) -> tuple[int, Index]:
         """How many of `ids` there were, and the index without them: this one, or a rebuilt one."""
         if self.kind is Kind.GRAPH:
-            return _rebuilt(self, ids) if np.isin(self.ids(), ids).any() else (0, self)
+            return _rebuilt(self, ids) if _among(self.ids(), ids).any() else (0, self)
         return _remove(self, ids), self
 
     def parameters(self) -> Any:  # noqa: ANN401 - a SWIG object
@@ -190,10 +195,10 @@ class FaissReader:
         file = self._file(unit)
         with os_faults():
             hidden = _hidden_ids(file)
-            there = np.isin(wanted, self._look(file).held) if file.exists() else np.zeros(len(wanted), dtype=np.bool_)
+            there = _among(wanted, self._look(file).held) if file.exists() else np.zeros(len(wanted), dtype=np.bool_)
             for path in file.former():
-                there |= np.isin(wanted, _read(path).ids())
-        return there & ~np.isin(wanted, hidden)
+                there |= _among(wanted, _read(path).ids())
+        return there & ~_among(wanted, hidden)
 
     def needles(self, unit: str, locators: Sequence[str]) -> list[tuple[bytes, ...]]:
         """Three windows of 16 bytes (four components) of each vector's stored floats."""
@@ -278,8 +283,8 @@ class FaissStore(FaissReader):
         outcomes = all_outcomes(len(locators), Outcome.ABSENT_BEFORE)
 
         def choose(tokens: AbstractSet[str]) -> Tombstones:
-            known = np.isin(wanted, _as_ids(tokens))
-            there = np.isin(wanted, self._look(file).held) | known
+            known = _among(wanted, _as_ids(tokens))
+            there = _among(wanted, self._look(file).held) | known
             outcomes[there] = Outcome.GONE
             return _tokens(wanted[there & ~known])
 
@@ -293,6 +298,7 @@ class FaissStore(FaissReader):
         file = self._file(unit)
         outcomes = all_outcomes(len(locators), Outcome.ABSENT_BEFORE)
         level, residue = self.capabilities.max_level, self._files.residue
+        self._stored = None  # of a file that is about to be replaced
         with os_faults():
             try:
                 if not file.exists():
@@ -306,7 +312,7 @@ class FaissStore(FaissReader):
                 return Erasure(blocked, Level.ACKNOWLEDGED, "none", (CANNOT_DROP,))
             except Withheld as kept:
                 return kept.erasure(len(locators), _METHOD, residue)
-        outcomes[np.isin(wanted, removed.ids)] = Outcome.GONE
+        outcomes[_among(wanted, removed.ids)] = Outcome.GONE
         if removed.is_centroid:
             return Erasure(outcomes, Level.UNREACHABLE, _METHOD, (CENTROID, *residue))
         return Erasure(outcomes, level, _METHOD, residue)
@@ -341,8 +347,28 @@ def _ids(locators: Sequence[str]) -> Ids:
     return ids
 
 
+def _among(ids: Ids, others: Ids) -> NDArray[np.bool_]:
+    """(n) which of `ids` are among others. Where these lie close together a table says so, a byte for each that may be, and
+    memory does not grow with `ids`."""
+    low, high = (int(others.min()), int(others.max())) if len(others) else (0, -1)
+    if high - low >= _DENSE * (len(ids) + len(others)):
+        return np.isin(ids, others)
+    table = np.zeros(high - low + 1, np.bool_)
+    found = np.zeros(len(ids), np.bool_)
+    for first in range(0, len(others), _BLOCK):
+        table[others[first : first + _BLOCK] - low] = True
+    for first in range(0, len(ids), _BLOCK):
+        some = ids[first : first + _BLOCK]
+        inside = np.flatnonzero((some >= low) & (some <= high))
+        found[inside + first] = table[some[inside] - low]
+    return found
+
+
 def _tokens(ids: Ids) -> Tombstones:
-    return Tombstones(ids.astype(">i8").tobytes().hex().encode("ascii"), _TOKEN_CHARS)
+    made = BytesIO()  # its value is no copy of what it holds
+    for first in range(0, len(ids), _BLOCK):
+        made.write(ids[first : first + _BLOCK].astype(">i8").tobytes().hex().encode("ascii"))
+    return Tombstones(made.getvalue(), _TOKEN_CHARS)
 
 
 def _hidden_ids(file: Unit) -> Ids:
@@ -350,13 +376,17 @@ def _hidden_ids(file: Unit) -> Ids:
 
 
 def _as_ids(tokens: AbstractSet[str]) -> Ids:
-    packed = Tombstones.of(tokens, _TOKEN_CHARS).packed
-    return np.frombuffer(bytes.fromhex(packed.decode("ascii")), ">i8").astype(np.int64)
+    packed, block = Tombstones.of(tokens, _TOKEN_CHARS).packed, _BLOCK * _TOKEN_CHARS
+    ids = np.zeros(len(packed) // _TOKEN_CHARS, np.int64)
+    for number, first in enumerate(range(0, len(packed), block)):
+        some = bytes.fromhex(packed[first : first + block].decode("ascii"))
+        ids[number * _BLOCK : (number + 1) * _BLOCK] = np.frombuffer(some, ">i8")
+    return ids
 
 
 def _places(held: Ids, ids: Ids) -> Ids:
     """Where those of `ids` that are held are."""
-    return np.flatnonzero(np.isin(held, ids))
+    return np.flatnonzero(_among(held, ids))
 
 
 def _flat_layout(file: BinaryIO) -> tuple[int, int] | None:
@@ -435,7 +465,7 @@ def _rebuilt(index: Index, ids: Ids) -> tuple[int, Index]:
     graph would keep links that the erased vector made."""
     old = faiss.downcast_index(index.faiss.index)
     held = index.ids()
-    stay = ~np.isin(held, ids)
+    stay = ~_among(held, ids)
     new = faiss.IndexHNSWFlat(old.d, old.hnsw.nb_neighbors(1), old.metric_type)
     new.metric_arg = old.metric_arg
     new.hnsw.efConstruction, new.hnsw.efSearch = old.hnsw.efConstruction, old.hnsw.efSearch
@@ -471,10 +501,10 @@ def _without_flat(file: BinaryIO, new: str, wanted: Ids, dimensions: int, count:
     that memory does not grow with the index, and what goes is not even read."""
     width, fd = 4 * dimensions, file.fileno()
     file.seek(-8 * count, os.SEEK_END)
-    held = np.frombuffer(file.read(8 * count), "<i8").astype(np.int64)
+    held = np.frombuffer(file.read(8 * count), "<i8").astype(np.int64, copy=False)
     if len(held) != count:
         raise Retryable("the index changed while it was read")
-    going = np.isin(held, wanted)
+    going = _among(held, wanted)
     ids, kept = held[going], held[~going]
     if ids.size == 0:
         return Rewrite(changed=False, result=Removed(ids, is_centroid=False))
@@ -493,8 +523,11 @@ def _without_flat(file: BinaryIO, new: str, wanted: Ids, dimensions: int, count:
             if len(block) != width * len(stay):
                 raise Retryable("the index changed while it was read")
             out.write(block if stay.all() else np.frombuffer(block, np.uint8).reshape(-1, width)[stay].tobytes())
-        out.write(len(kept).to_bytes(8, "little") + kept.astype("<i8").tobytes())
-    _verify(new, len(kept), ids, np.frombuffer(vectors, "<f4").reshape(-1, dimensions).astype(np.float32))
+        out.write(len(kept).to_bytes(8, "little"))
+        out.write(kept.astype("<i8", copy=False).data)
+    left = len(kept)
+    del held, going, kept  # the library reads the ids once more
+    _verify(new, left, ids, np.frombuffer(vectors, "<f4").reshape(-1, dimensions).astype(np.float32))
     return Rewrite(changed=True, result=Removed(ids, is_centroid=False))
 
 
@@ -502,7 +535,7 @@ def _verify(temp: str, left: int, ids: Ids, vectors: Vectors) -> None:
     """From the new file: the count, the ids, and a search for some of the erased vectors themselves."""
     new = _read(temp, _MAPPED)  # a third of the time of reading it, and safe: nobody truncates this file
     held = new.ids()
-    if new.faiss.ntotal != left or held.size != left or np.isin(ids, held).any():
+    if new.faiss.ntotal != left or held.size != left or _among(ids, held).any():
         raise Retryable("the new index does not hold exactly the survivors; the old one was left in place")
     _, nearest = new.faiss.search(vectors, 1)
     if np.isin(nearest, ids).any():

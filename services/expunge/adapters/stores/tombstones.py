@@ -26,18 +26,21 @@ class Tombstones(AbstractSet[str]):
     @classmethod
     def read(cls, lines: bytes, width: int) -> Tombstones:
         """From a file's contents."""
-        body = lines.removeprefix(b"\n")
-        count = len(body) // (width + 1)
-        whole = body.isascii() and len(body) == count * (width + 1) and body.count(b"\n") == count
-        if whole and body[width :: width + 1] == b"\n" * count:
-            return cls(body.replace(b"\n", b""), width)
+        torn = int(lines[:1] == b"\n")
+        count, rest = divmod(len(lines) - torn, width + 1)
+        if count and not rest and lines.isascii() and lines.count(b"\n") == count + torn:
+            rows = np.frombuffer(lines, np.uint8, offset=torn).reshape(count, width + 1)
+            if (rows[:, -1] == ord("\n")).all():
+                return cls(rows[:, :-1].tobytes(), width)
         return cls(b"".join([line for line in lines.split(b"\n") if len(line) == width and line.isascii()]), width)
 
-    def lines(self) -> bytes:
+    def lines(self) -> bytearray:
         """What to append to a file: a line each, after whatever may have been left torn."""
-        rows = np.full((len(self.packed) // self.width, self.width + 1), ord("\n"), np.uint8)
-        rows[:, :-1] = np.frombuffer(self.packed, np.uint8).reshape(-1, self.width)
-        return b"\n" + rows.tobytes()
+        made = bytearray(b"\n") * (1 + len(self.packed) // self.width * (self.width + 1))
+        if self.packed:
+            rows = np.frombuffer(made, np.uint8, offset=1).reshape(-1, self.width + 1)
+            rows[:, :-1] = np.frombuffer(self.packed, np.uint8).reshape(-1, self.width)
+        return made
 
     def without(self, tokens: Iterable[str]) -> Tombstones:
         """Those that are not among `tokens`, ascending."""
