@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import mmap
+import tracemalloc
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -37,6 +39,33 @@ def test_sections_come_back_by_name() -> None:
 
 def test_the_same_values_give_the_same_bytes_piece_by_piece() -> None:
     assert b"".join(scopefile.blocks(dict(reversed(HEADER.items())), iter(SECTIONS), KEY)) == FILE
+
+
+@given(st.lists(st.binary(max_size=70), max_size=6), st.sampled_from([0, 1, 5 << 18]))
+def test_a_section_in_pieces_is_sealed_as_one_that_is_whole(pieces: list[bytes], more: int) -> None:
+    pieces = [*pieces, b"x" * more]
+    parts: list[tuple[str, scopefile.Section]] = [("one", iter(pieces)), ("two", b"after")]
+    whole = [("one", b"".join(pieces)), ("two", b"after")]
+    assert scopefile.write(HEADER, parts, KEY) == scopefile.write(HEADER, whole, KEY)
+    assert opens(scopefile.write(HEADER, [("one", iter(pieces))], KEY)) == whole[:1]
+
+
+@given(st.dictionaries(st.text(max_size=5), st.binary(max_size=40), max_size=4))
+def test_large_columns_are_packed_as_others(columns: dict[str, bytes]) -> None:
+    made = {name: partial(bytes, column) for name, column in columns.items()}
+    assert b"".join(scopefile.pack_large(made)) == scopefile.pack_columns(columns)
+
+
+def test_of_a_section_of_large_columns_one_is_in_memory_at_a_time() -> None:
+    columns = {str(number): partial(bytes, 4 << 20) for number in range(6)}
+    tracemalloc.start()
+    try:
+        length = sum(map(len, scopefile.blocks(HEADER, [("claims", scopefile.pack_large(columns))], KEY)))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert length > 24 << 20
+    assert peak < 12 << 20
 
 
 def test_a_mapped_file_and_a_view_read_the_same(tmp_path: Path) -> None:

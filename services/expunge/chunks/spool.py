@@ -9,7 +9,7 @@ from typing import BinaryIO, Final
 
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
-IN_MEMORY: Final = 64 << 20
+IN_MEMORY: Final = 32 << 20
 """Bytes kept in memory; more go to a file."""
 
 

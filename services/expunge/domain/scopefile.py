@@ -13,14 +13,18 @@ from the sweep's key and that same digest, so files with different headers never
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from hashlib import sha256
 from itertools import accumulate, pairwise
 from mmap import mmap
 from typing import Final, TypeAlias
 
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
+from cryptography.hazmat.primitives.poly1305 import Poly1305
 
 from expunge.domain import canonical
 from expunge.domain.canonical import Json
@@ -30,6 +34,8 @@ from expunge.domain.merkle import HASH_BYTES
 
 VERSION: Final = 1
 Buffer: TypeAlias = bytes | memoryview | mmap
+Section: TypeAlias = bytes | Iterable[bytes]
+"""A section's data, whole or in pieces."""
 
 _MAGIC: Final = b"EXPSCOPE"
 _END: Final = b"EXPSCEND"
@@ -38,10 +44,15 @@ _TAIL: Final = struct.Struct("<QI8s")
 _TABLE: Final = "table"
 _TABLE_NONCE: Final = b"\xff" * 12
 _WORD: Final = 4
+_CIPHER_BLOCK: Final = 64
+_MAC_KEY: Final = 32
+_MAC_BLOCK: Final = 16
+_SEALED_AT_ONCE: Final = 1 << 20
+"""Bytes of a section in pieces that are sealed at once."""
 
 
-def blocks(header: Mapping[str, object], sections: Iterable[tuple[str, bytes]], key: bytes) -> Iterator[bytes]:
-    """The file of `header` and named `sections`, piece by piece: memory stays at one section.
+def blocks(header: Mapping[str, object], sections: Iterable[tuple[str, Section]], key: bytes) -> Iterator[bytes]:
+    """The file of `header` and named `sections`, piece by piece: memory stays at one section, or at one piece of it.
 
     `header`: sweep id, bucket id, trees; readable without the key, so nothing about a person. `key`: the sweep's key,
     32 bytes. One (key, header) must seal one content only: a file that is written anew gets a header that differs.
@@ -56,10 +67,14 @@ def blocks(header: Mapping[str, object], sections: Iterable[tuple[str, bytes]], 
     for name, data in sections:
         if name in names:
             raise ValueError(f"expected each section once, got {name} twice")
-        sealed = seal.encrypt(name, len(names).to_bytes(12, "little"), data)
+        end, nonce = offsets[-1], len(names).to_bytes(12, "little")
+        for sealed in (
+            seal.pieces(name, nonce, data) if not isinstance(data, bytes) else [seal.encrypt(name, nonce, data)]
+        ):
+            end += len(sealed)
+            yield sealed
         names[name] = None
-        offsets.append(offsets[-1] + len(sealed))
-        yield sealed
+        offsets.append(end)
     lengths = [end - start for start, end in pairwise(offsets)]
     table = pack_columns(
         {
@@ -73,7 +88,7 @@ def blocks(header: Mapping[str, object], sections: Iterable[tuple[str, bytes]], 
     yield _TAIL.pack(offsets[-1], len(sealed), _END)
 
 
-def write(header: Mapping[str, object], sections: Iterable[tuple[str, bytes]], key: bytes) -> bytes:
+def write(header: Mapping[str, object], sections: Iterable[tuple[str, Section]], key: bytes) -> bytes:
     """As `blocks`, in one piece."""
     return b"".join(blocks(header, sections, key))
 
@@ -124,19 +139,37 @@ class ScopeFile:
 
 def pack_columns(columns: Mapping[str, bytes]) -> bytes:
     """Named byte columns in one buffer: count, then the length of each name and column (all u32), then both."""
+    return b"".join(_packed({name: (len(column), partial(bytes, column)) for name, column in columns.items()}))
+
+
+def pack_large(columns: Mapping[str, Callable[[], bytes]]) -> Iterator[bytes]:
+    """The same in pieces, of columns that are made when they are asked for: only one is there at a time. Each is asked for
+    twice, for its length first."""
+    return _packed({name: (len(column()), column) for name, column in columns.items()})
+
+
+def _packed(columns: Mapping[str, tuple[int, Callable[[], bytes]]]) -> Iterator[bytes]:
     names = [name.encode() for name in columns]
-    sizes = [size for name, column in zip(names, columns.values(), strict=True) for size in (len(name), len(column))]
-    body = [part for name, column in zip(names, columns.values(), strict=True) for part in (name, column)]
-    return b"".join([struct.pack(f"<{1 + len(sizes)}I", len(names), *sizes), *body])
+    sizes = [size for name, (length, _) in zip(names, columns.values(), strict=True) for size in (len(name), length)]
+    yield struct.pack(f"<{1 + len(sizes)}I", len(names), *sizes)
+    for name, (_, column) in zip(names, columns.values(), strict=True):
+        yield name
+        yield column()
 
 
 def unpack_columns(data: bytes) -> dict[str, bytes]:
     """The inverse of `pack_columns`. Raises `Tampered` on anything else."""
+    return {name: bytes(column) for name, column in unpack_views(data).items()}
+
+
+def unpack_views(data: bytes) -> dict[str, memoryview]:
+    """The same where columns are large: they share `data`."""
     sizes, at = _words(data, per_item=2)
     if at + sum(sizes) != len(data):
         raise Tampered("columns", f"expected {at + sum(sizes)} bytes, got {len(data)}")
-    parts = [data[start:end] for start, end in pairwise(accumulate(sizes, initial=at))]
-    columns = {_text(name): column for name, column in zip(parts[::2], parts[1::2], strict=True)}
+    view = memoryview(data)
+    parts = [view[start:end] for start, end in pairwise(accumulate(sizes, initial=at))]
+    columns = {_text(bytes(name)): column for name, column in zip(parts[::2], parts[1::2], strict=True)}
     if len(columns) * 2 != len(parts):
         raise Tampered("columns", "expected each name once")
     return columns
@@ -166,10 +199,30 @@ def chunk_roots(file: ScopeFile, tree: int) -> list[bytes]:
 class _Seal:
     def __init__(self, head: bytes, key: bytes) -> None:
         self._digest = sha256(head).digest()
-        self._cipher = ChaCha20Poly1305(derive_key(key, "section", self._digest))
+        self._key = derive_key(key, "section", self._digest)
+        self._cipher = ChaCha20Poly1305(self._key)
 
     def encrypt(self, name: str, nonce: bytes, data: bytes) -> bytes:
         return self._cipher.encrypt(nonce, data, self._digest + name.encode())
+
+    def pieces(self, name: str, nonce: bytes, data: Iterable[bytes]) -> Iterator[bytes]:
+        """The same of data that comes in pieces: the AEAD of RFC 8439 section 2.8 from its two parts, because the library's
+        takes and gives a message whole."""
+        stream = Cipher(ChaCha20(self._key, bytes(4) + nonce), mode=None).encryptor()
+        mac = Poly1305(
+            stream.update(bytes(_CIPHER_BLOCK))[:_MAC_KEY]
+        )  # block 0 is the MAC's key, the text is from block 1 on
+        given = self._digest + name.encode()
+        mac.update(given + bytes(-len(given) % _MAC_BLOCK))
+        length = 0
+        for piece in data:
+            for at in range(0, len(piece), _SEALED_AT_ONCE):
+                sealed = stream.update(piece[at : at + _SEALED_AT_ONCE])
+                mac.update(sealed)
+                length += len(sealed)
+                yield sealed
+        mac.update(bytes(-length % _MAC_BLOCK) + struct.pack("<QQ", len(given), length))
+        yield mac.finalize()
 
     def decrypt(self, name: str, nonce: bytes, sealed: bytes | memoryview) -> bytes:
         try:

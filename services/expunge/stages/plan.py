@@ -49,7 +49,7 @@ ORDER: Final = "order"
 ClaimColumns: TypeAlias = "dict[str, Callable[[], bytes]]"
 """Columns of the claims section by name, each made when it is asked for."""
 
-HANDLES_IN_MEMORY: Final = 16 << 20
+HANDLES_IN_MEMORY: Final = 8 << 20
 """Bytes of an order's blinded handles that are kept in memory until all are known."""
 
 DIGESTS: Final = 1 << 16
@@ -261,7 +261,7 @@ class Plan:
                 "bucket": bucket.isoformat(),
                 "trees": [{"kind": tree.kind, "store": tree.store, "leaves": tree.leaves} for tree in built.trees],
             }
-            sections = chain(forest.spool, built.sections(units, overlaps))
+            sections = chain[tuple[str, scopefile.Section]](forest.spool, built.sections(units, overlaps))
             file_digest = await asyncio.to_thread(
                 lambda: self._sealed.write(f"{sweep_id}.scope", scopefile.blocks(header, sections, key))
             )
@@ -443,7 +443,7 @@ class Built:
     handles_root: bytes | None
     last_artifact: int
 
-    def sections(self, units: Mapping[int, str], overlaps: Sequence[bytes]) -> Iterator[tuple[str, bytes]]:
+    def sections(self, units: Mapping[int, str], overlaps: Sequence[bytes]) -> Iterator[tuple[str, scopefile.Section]]:
         """The sections of the scope file beside the chunks, each made when its turn comes: that of the claims is large."""
         for tree, overlap in zip(self.trees, overlaps, strict=True):
             table = {
@@ -454,7 +454,7 @@ class Built:
             yield f"{tree.number}/units", scopefile.pack_columns(table)
             yield f"{tree.number}/overlaps", overlap
             yield f"{tree.number}/roots", roots
-        yield "claims", scopefile.pack_columns({name: column() for name, column in self.claim_columns.items()})
+        yield "claims", scopefile.pack_large(self.claim_columns)
         bodies = scopefile.pack_strings([body.decode() for body in self.claim_bodies])
         yield "requests", scopefile.pack_columns({"bodies": bodies, "hashes": self.request_hashes})
 

@@ -41,7 +41,7 @@ class Sweep:
     rounds: int
     trees: Sequence[Mapping[str, Any]]
     file: ScopeFile
-    claims: Mapping[str, bytes]
+    claims: Mapping[str, bytes | memoryview]
     outcomes: Sequence[NDArray[np.uint8]]
     absent: Sequence[NDArray[np.bool_]]
 

@@ -29,7 +29,7 @@ from expunge.domain.errors import Rejected
 from expunge.domain.events import SweepId
 from expunge.domain.limits import CHUNK_LEAVES
 from expunge.domain.request import RequestId
-from expunge.domain.scopefile import ScopeFile, unpack_columns
+from expunge.domain.scopefile import ScopeFile, unpack_views
 from expunge.domain.statement import PAYLOAD_TYPE
 from expunge.domain.words import Outcome, Provision
 from expunge.ports import Clock, Delivery, KeyStore, Outgoing, Row, SealedStore, Signer, Tx
@@ -169,7 +169,7 @@ class Certify:
         sweep_id, sweep_class, last_artifact, bucket, _requests, trees, scope_digest, rounds, *_, others = row
         said = await _said(tx, sweep_id, trees, dated=bool(others))
         file, key = open_scope(self._keys, self._sealed, sweep_id, bucket)
-        claims = unpack_columns(file.section("claims"))
+        claims = unpack_views(file.section("claims"))
         absent = [ABSENT[codes] for codes in said.outcomes]
         if others:
             await self._doubt(tx, file, said, absent, others)
