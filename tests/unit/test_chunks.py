@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from uuid import UUID
 
 import numpy as np
@@ -127,6 +128,14 @@ def test_what_is_spooled_comes_back_in_order_and_is_never_plain_in_a_file(in_mem
         assert b"somebody" not in spool._file.read()
     spool.close()
     assert list(Spool()) == []
+
+
+def test_what_is_spooled_lies_where_it_was_told_to(tmp_path: Path) -> None:
+    with closing(Spool(0, tmp_path)) as spool:
+        spool.put("one", b"data")
+        assert spool._file is not None
+        assert Path(f"/proc/self/fd/{spool._file.fileno()}").readlink().is_relative_to(tmp_path)
+        assert not list(tmp_path.iterdir())
 
 
 def page_of(first: int, count: int, *, kind: Kind = Kind.IMAGE, store_no: int = 1) -> Page:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from tempfile import TemporaryFile
 from typing import BinaryIO, Final
 
@@ -15,14 +16,15 @@ IN_MEMORY: Final = 32 << 20
 
 class Spool:
     """Named byte strings, put one by one, and read back in that order or by name, as often as wanted. Blocking. To be
-    closed. Any thread may read, once nobody puts any more.
+    closed. Any thread may read, once nobody puts any more. The file lies in `folder`, or where temporary files do.
 
     The file has no name, and is encrypted under a key that only this process ever had: what a crash leaves in free
     blocks is nobody's data.
     """
 
-    def __init__(self, in_memory: int = IN_MEMORY) -> None:
+    def __init__(self, in_memory: int = IN_MEMORY, folder: Path | None = None) -> None:
         self._room = in_memory
+        self._folder = folder
         self._places: dict[str, bytes | tuple[int, int, int]] = {}
         """What is kept in memory; of what is filed its number, offset and length."""
         self._filed = 0
@@ -39,7 +41,7 @@ class Spool:
             self._places[name] = data
             return
         if self._file is None:
-            self._file = TemporaryFile()  # noqa: SIM115 - `close` closes it
+            self._file = TemporaryFile(dir=self._folder)  # noqa: SIM115 - `close` closes it
         sealed = self._cipher.encrypt(self._filed.to_bytes(12, "big"), data, None)
         self._places[name] = self._filed, self._end, self._file.write(sealed)
         self._filed += 1

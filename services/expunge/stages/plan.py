@@ -18,6 +18,7 @@ from datetime import date, datetime
 from functools import partial
 from itertools import chain, groupby, pairwise
 from operator import attrgetter, itemgetter
+from pathlib import Path
 from typing import Any, Final, TypeAlias
 from uuid import UUID
 
@@ -83,7 +84,8 @@ class Claimed:
 
 
 class Plan:
-    """Seals sweeps. `rewrites_unit`: stores whose erase rewrites a whole unit, so that runs should not split one."""
+    """Seals sweeps. `rewrites_unit`: stores whose erase rewrites a whole unit, so that runs should not split one. `spools`:
+    folder with room for a scope file and a fifth more, while it is made; else where temporary files are."""
 
     def __init__(
         self,
@@ -97,6 +99,7 @@ class Plan:
         policy: Policy,
         new_id: Any,  # noqa: ANN401 - Callable[[], UUID]; drawn once, here
         rewrites_unit: Mapping[str, bool],
+        spools: Path | None = None,
     ) -> None:
         self._ledger = ledger
         self._journal = journal
@@ -107,6 +110,7 @@ class Plan:
         self._policy = policy
         self._new_id = new_id
         self._rewrites_unit = rewrites_unit
+        self._spools = spools
 
     async def waiting(self) -> Mapping[str, tuple[int, datetime]]:
         """Accepted requests by class: how many (no more than fill a sweep), and since when the oldest waits."""
@@ -202,7 +206,10 @@ class Plan:
         bucket = at.date()
         key = derive_key(self._keys.bucket(bucket, create=True), "sweep", sweep_id.bytes)
         stores: dict[int, str] = {row[0]: row[1] for row in await tx.fetch("plan_stores")}
-        with closing(Spool()) as spool, closing(Spool(HANDLES_IN_MEMORY)) as handles:
+        with (
+            closing(Spool(folder=self._spools)) as spool,
+            closing(Spool(HANDLES_IN_MEMORY, self._spools)) as handles,
+        ):
             forest = Forest(key, stores, spool, handles if claimed.sweep_class == ORDER else None)
             whole = await self._plant(tx, claimed, forest, pages)
             return await self._seal_forest(tx, claimed, forest, whole, sweep_id, bucket, at)

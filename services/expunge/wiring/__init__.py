@@ -463,6 +463,7 @@ def _coordinate(deployment: Deployment, wake: asyncio.Event) -> _Stages:
         policy=policy,
         new_id=uuid4,
         rewrites_unit=deployment.rewrites_unit,
+        spools=deployment.settings.data / "sealed",  # in a container what is temporary has little room
     )
     prove = Prove(
         ledger=deployment.ledger,
