@@ -38,7 +38,7 @@ from tests.simulator.company import DEEDS
 from tests.simulator.database import Database
 from tests.simulator.schedule import prepare, run
 
-ENOUGH = 1600
+ENOUGH = 800
 """Schedules after which every kind of fault and deed has to have occurred."""
 PIECE = 10
 """Schedules that a process takes at a time."""

@@ -45,8 +45,8 @@ def test_fixed_seeds_hold(postgres_server: PostgresServer) -> None:
 def test_more_fixed_seeds_and_fresh_ones_hold(postgres_server: PostgresServer) -> None:
     fresh = secrets.randbelow(2**40)
     print(f"fresh seeds from {fresh}")
-    assert "0 schedules went wrong" in _simulate(postgres_server, "--seeds", "1000:1100")
-    assert "0 schedules went wrong" in _simulate(postgres_server, "--seeds", f"{fresh}:{fresh + 100}")
+    assert "0 schedules went wrong" in _simulate(postgres_server, "--seeds", "1000:1140")
+    assert "0 schedules went wrong" in _simulate(postgres_server, "--seeds", f"{fresh}:{fresh + 140}")
 
 
 def test_a_seed_decides_everything(postgres_server: PostgresServer) -> None:
