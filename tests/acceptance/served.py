@@ -11,6 +11,7 @@ import urllib.request
 import uuid
 from collections.abc import Callable
 from datetime import date
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
 
@@ -122,6 +123,18 @@ class Served:
         except urllib.error.HTTPError as error:
             with error:
                 return error.code, _lower(dict(error.headers)), error.read()
+
+    def proof(self, token: str, path: str, data: bytes | None = None, **headers: str) -> Answer:
+        """As `ask`, again and again while no published checkpoint covers the proof: the commit that certifies a request
+        comes before the checkpoint over what it logged."""
+        answers: list[Answer] = []
+
+        def there() -> bool:
+            answers.append(self.ask(token, path, data, **headers))
+            return answers[-1][0] != HTTPStatus.SERVICE_UNAVAILABLE
+
+        until(there, "no checkpoint covers the proof")
+        return answers[-1]
 
     def read(self, token: str, path: str, **headers: str) -> Any:
         """The JSON of an answer that must be 200."""

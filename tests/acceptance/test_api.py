@@ -114,13 +114,13 @@ def test_a_request_handed_in_over_http_is_followed_to_proofs_that_verify_offline
     policy.write_bytes(trust.dump(asyncio.run(trusted(served.embedded.deployment))))
     bundle, receipt = tmp_path / "bundle.zip", tmp_path / "receipt.json"
     path = f"/requests/{second}/certificates/data"
-    status, headers, data = served.ask(token, path)
+    status, headers, data = served.proof(token, path)
     assert status == 200
     bundle.write_bytes(data)
     spared = served.ask(token, path, None, If_None_Match=headers["etag"])
     assert (spared[0], spared[2]) == (304, b"")
     wanted = json.dumps({"image": digest}).encode()
-    status, _, data = served.ask(token, f"/requests/{second}/receipts", wanted, Content_Type="application/json")
+    status, _, data = served.proof(token, f"/requests/{second}/receipts", wanted, Content_Type="application/json")
     assert status == 200, data
     receipt.write_bytes(data)
     assert "NOT" not in expunge("verify", bundle, "--trust", policy)

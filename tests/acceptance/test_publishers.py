@@ -93,7 +93,7 @@ def certificates_verify(served: Served, folder: Path, *requests: str) -> None:
     served.until_certified(*requests)
     token = served.token(Scope.PROOFS_READ)
     for one in requests:
-        status, _, data = served.ask(token, f"/requests/{one}/certificates/data")
+        status, _, data = served.proof(token, f"/requests/{one}/certificates/data")
         assert status == 200, data
         (folder / f"{one}.zip").write_bytes(data)
         assert verify.verify(folder / f"{one}.zip", served.embedded.deployment.signers.trust([])).ok
