@@ -208,7 +208,7 @@ def test_work_is_cut_into_stretches_of_like_size() -> None:
     assert units.pieces([], 4) == []
 
 
-@pytest.mark.parametrize("at_once", [UNITS_AT_ONCE, 16])
+@pytest.mark.parametrize("at_once", [UNITS_AT_ONCE, 4])
 async def test_a_store_works_on_as_many_units_at_once_as_it_says(at_once: int) -> None:
     doing = doing_of(Sealing(), SWEEP, [(f"u{n:02}", f"{n:03}") for n in range(at_once)])
     works = gather([doing], lambda one: one.cover)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import pairwise
@@ -173,20 +171,13 @@ async def call_all(
     by_store: dict[str, list[UnitWork]] = {}
     for work in works:
         by_store.setdefault(work.store, []).append(work)
-    every = [
-        piece for store, some in by_store.items() for piece in pieces(some, stores[store].capabilities.units_at_once)
-    ]
-    if not every:
-        return
-    loop = asyncio.get_running_loop()
-    # Threads of their own: the loop's are few, and calls that wait for a network would keep them from everybody else.
-    pool = ThreadPoolExecutor(len(every), thread_name_prefix="units")
-    try:
-        await asyncio.gather(
-            *(loop.run_in_executor(pool, copy_context().run, call_each, piece, call) for piece in every)
+    await asyncio.gather(
+        *(
+            asyncio.to_thread(call_each, piece, call)
+            for store, some in by_store.items()
+            for piece in pieces(some, stores[store].capabilities.units_at_once)
         )
-    finally:
-        pool.shutdown(wait=False)
+    )
 
 
 def pieces(works: list[UnitWork], count: int) -> list[list[UnitWork]]:
