@@ -59,12 +59,7 @@ class Locators(Sequence[str]):
     @classmethod
     def joined(cls, parts: Sequence[Locators]) -> Locators:
         """Laid end to end."""
-        if len(parts) == 1:
-            return parts[0]
-        lengths = [part.lengths for part in parts]
-        return cls.of_lengths(
-            b"".join([part.flat for part in parts]), np.concatenate([np.zeros(0, np.int64), *lengths])
-        )
+        return parts[0] if len(parts) == 1 else cls.gathered(sum(map(len, parts)), parts)
 
     @classmethod
     def gathered(cls, count: int, parts: Iterable[Locators]) -> Locators:
