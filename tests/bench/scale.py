@@ -117,7 +117,8 @@ class Sample:
 def _published(rig: Rig, subjects: Sequence[str], publishers: int) -> dict[str, float]:
     """When each request was published, by id."""
     with ExitStack() as stack:
-        every = [stack.enter_context(Publishing(rig.kafka, publishers // PUBLISHING)) for _ in range(PUBLISHING)]
+        each = -(-publishers // PUBLISHING)
+        every = [stack.enter_context(Publishing(rig.kafka, each)) for _ in range(PUBLISHING)]
         for number, one in enumerate(every):
             one.send(subjects[number::PUBLISHING])
         sent: dict[str, float] = {}

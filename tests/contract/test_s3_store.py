@@ -302,6 +302,12 @@ def test_a_url_that_says_nothing_clear_is_refused(url: str) -> None:
         table.open_store(url, "x")
 
 
+@pytest.mark.parametrize(("threads", "at_once"), [("?threads=1", 2), ("", 4), ("?threads=6", 6), ("?threads=64", 8)])
+def test_a_url_says_how_many_units_are_worked_on_at_once(threads: str, at_once: int) -> None:
+    store = S3Store(parse(f"s3://b/photos{threads}")[0], "x")
+    assert store.capabilities.units_at_once == at_once
+
+
 def test_what_is_wrong_is_said_and_no_key_with_it(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     server.set_environment(monkeypatch)
     there, name = server.bucket(), "k1.person.jpg"
