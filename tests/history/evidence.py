@@ -183,9 +183,10 @@ class ChunkSaid:
 
     @property
     def looked(self) -> bool:
-        """Whether the bytes of every leaf were looked for, or should have been: its executor left some open."""
+        """Whether the bytes of every leaf were looked for, or should have been: its executor left some open. One that was
+        left alone for a hold or a cancel is none of these."""
         erased = self.steps.get("erase", bytearray())
-        return self.sampled >= len(erased) or bool(set(erased) - ABSENT)
+        return self.sampled >= len(erased) or bool(set(erased) - ABSENT - {EXCLUDED})
 
 
 @dataclass(slots=True)

@@ -10,6 +10,7 @@ do to each other's rows and locks is for the suites with several connections.
 from __future__ import annotations
 
 import binascii
+import random
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date, datetime
@@ -90,6 +91,14 @@ def tables(query: str) -> frozenset[str]:
     return frozenset(re.findall(r"\b(?<!for )(?:insert into|delete from|update) (\w+)", queries()[query]))
 
 
+def ordered(text: str) -> bool:
+    """Whether a query says in which order it wants its rows: outside of all parentheses."""
+    text = _plain(text)
+    while (fewer := re.sub(r"\([^()]*\)", "", text)) != text:
+        text = fewer
+    return "order by" in text
+
+
 def _plain(text: str) -> str:
     """SQL without its comments."""
     return re.sub(r"--.*", "", text).strip().lower()
@@ -121,6 +130,8 @@ class Database:
         self._now: datetime | None = None
         self._unguarded = True
         self._savepoints = 0
+        self.random = random.Random(0)
+        """Decides on the order of rows where the query leaves it open."""
         self.executed: set[str] = set()
         self.changed: dict[str, int] = {}
         """Rows that each query of the last transaction changed."""
@@ -140,6 +151,7 @@ class Database:
         """Start a schedule on an empty catalogue, its sequences at their start."""
         self.run(f"begin; {self._restart}; select setseed({(seed % 1000) / 1000})")
         self._savepoints = 0
+        self.random = random.Random(seed)
 
     def end(self) -> None:
         """Forget the schedule."""
@@ -307,6 +319,7 @@ class Statement:
         self._order: list[str] = []
         text = re.sub(r"%\((\w+)\)s", self._placed, query).replace("%%", "%")
         plain = _plain(query)
+        self._ordered = ordered(query)
         self._guarded = not ours and (
             not plain.startswith(("select", "with"))
             or re.search(r"\b(insert into|delete from|update) \w", plain) is not None
@@ -324,7 +337,12 @@ class Statement:
 
     def rows(self, result: PGresult) -> list[tuple[Any, ...]]:
         self._reader.set_pgresult(result)
-        return self._reader.load_rows(0, result.ntuples, tuple)
+        rows = self._reader.load_rows(0, result.ntuples, tuple)
+        if len(rows) > 1 and not self._ordered:
+            # Else they come as they lie, which what earlier schedules left behind decides.
+            rows.sort(key=repr)
+            self._database.random.shuffle(rows)
+        return rows
 
     def _placed(self, match: re.Match[str]) -> str:
         if match[1] not in self._order:

@@ -729,6 +729,7 @@ def patched(schedule: Schedule) -> Iterator[None]:
             ("asyncio.to_thread", inline),
             ("expunge.tasks.random", schedule.chance.random),
             ("expunge.wiring.coordinate.time", clock),
+            ("expunge.chunks.circuits.time", clock),
             ("tests.coordination.uuid4", schedule.chance.uuid),
         ):
             stack.enter_context(mock.patch(target, value))

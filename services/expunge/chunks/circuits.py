@@ -39,7 +39,7 @@ class Circuits:
     """Of one worker, for all its stores. Thread-safe."""
 
     worker: str
-    now: Callable[[], float] = time.monotonic
+    now: Callable[[], float] = lambda: time.monotonic()  # noqa: PLW0108 - looked up anew: simulated time is put there
     _stores: dict[str, _Circuit] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
