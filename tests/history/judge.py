@@ -344,7 +344,10 @@ def _explained(world: World, request: Request, certificates: dict[tuple[str, str
             return bool(request.rejected)
         case "held":
             mine = [one for one in world.artifacts.values() if request.touches(one)]
-            holds = [one for one in world.of_type("hold") if one.sound and not one.refused]
+            # One that came too late for what was under way stands for what comes later.
+            holds = [
+                one for one in world.of_type("hold") if one.sound and (not one.refused or "too-late" in one.rejected)
+            ]
             holds = [one for one in holds if not world.released(one, 1 << 62)]
             return any(hold.holds(one) for hold in holds for one in mine) or any(
                 hold.body["target"].get("subject_ref") == request.body.get("subject_ref", "") for hold in holds

@@ -170,12 +170,22 @@ class Dispatch:
             await self._done(tx, [_run(event) for event in acted.done])
         return acted.refused
 
-    async def _done(self, tx: Tx, runs: Sequence[Run]) -> None:
-        sweep_ids, trees, first, end, steps, attempts = map(list, zip(*runs, strict=True))
+    async def _done(self, tx: Tx, told: Sequence[Run]) -> None:
         now = {
             (row[0], row[1], row[2]): row
-            for row in await tx.fetch("dispatch_runs", sweeps=sweep_ids, trees=trees, first=first)
-        }
+            for row in await tx.fetch(
+                "dispatch_runs", sweeps=[one[0] for one in told], trees=[one[1] for one in told],
+                first=[one[2] for one in told],
+            )
+        }  # fmt: skip
+        runs: list[Run] = []
+        for run in told:
+            # What hides also erases, and tells of both. If the first message was quarantined, the second says it as well:
+            # when it were ordered anew, the answer would be the same message again, and be known.
+            if run[4] == Step.ERASE and now.get(run[:3], (None,) * 6)[4:6] == (Step.HIDE, run[5]):
+                runs.append((*run[:4], Step.HIDE, run[5]))
+            runs.append(run)
+        sweep_ids, trees, first, end, steps, attempts = map(list, zip(*runs, strict=True))
         kinds = await self._kinds(tx, sweep_ids)
         after: dict[tuple[UUID, int, int], tuple[Run, float]] = {}
         for run in runs:  # in order: what was hidden may have been erased in the same batch

@@ -30,7 +30,8 @@ _UNSETTLED: Final = [_CODES.index(Outcome.OPEN), _CODES.index(Outcome.PRESENT)]
 @dataclass(frozen=True, slots=True)
 class Sweep:
     """A sweep as certify needs it: `file` opened, `outcomes` per tree (the last attempt counts). `absent`, per tree: of
-    which leaves the rows may go, because they are verified absent and no other sweep has found them since."""
+    which leaves the rows may go, because they are verified absent and no other sweep has found them since. `newest`: the
+    last statement in the log that counted."""
 
     sweep_id: UUID
     sweep_class: str
@@ -44,6 +45,7 @@ class Sweep:
     claims: Mapping[str, bytes | memoryview]
     outcomes: Sequence[NDArray[np.uint8]]
     absent: Sequence[NDArray[np.bool_]]
+    newest: int
 
     @property
     def requests(self) -> int:

@@ -25,13 +25,13 @@ from expunge.chunks.scopes import open_scope
 from expunge.crashing import crash_point
 from expunge.domain import dsse, events, statement
 from expunge.domain import sweep as sweeps
-from expunge.domain.errors import Rejected
+from expunge.domain.errors import Rejected, Retryable
 from expunge.domain.events import SweepId
 from expunge.domain.limits import CHUNK_LEAVES
 from expunge.domain.request import RequestId
 from expunge.domain.scopefile import ScopeFile, unpack_views
 from expunge.domain.statement import PAYLOAD_TYPE
-from expunge.domain.words import Outcome, Provision
+from expunge.domain.words import Outcome, Provision, Step
 from expunge.ports import Clock, Delivery, KeyStore, Outgoing, Row, SealedStore, Signer, Tx
 from expunge.record import log, outgoing
 from expunge.stages.certify.finished import (
@@ -175,7 +175,7 @@ class Certify:
             await self._doubt(tx, file, said, absent, others)
         return Sweep(
             sweep_id, sweep_class, last_artifact, bucket, key, scope_digest, rounds, trees, file, claims, said.outcomes,
-            absent,
+            absent, said.newest,
         )  # fmt: skip
 
     async def _doubt(
@@ -231,6 +231,9 @@ class Certify:
             ids=[one.request_id for one in done], results=[one.result for one in done], states=states,
         )  # fmt: skip
         (index,) = await log(tx, [(predicate.type, envelope)])
+        # Nothing comes to the log any more before this is in it.
+        if (await tx.fetch("certify_newer", sweep_id=sweep.sweep_id, newest=sweep.newest))[0][0]:
+            raise Retryable("something was erased or looked for anew meanwhile")
         await tx.execute(
             "certify_put_round", sweep_id=sweep.sweep_id, round=number, provision=provision, requests=len(done),
             envelope=envelope, index=index, file_digest=file_digest, at=at,
@@ -299,12 +302,14 @@ def _messages(sweep_id: UUID, number: int, provision: str, at: datetime, certifi
     return [outgoing(one, at=at, traceparent=trace)[1] for one in said]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Said:
-    """The last word of step absence about each leaf, per tree; and where in the log it is (-1: nowhere yet), if asked."""
+    """The last word of step absence about each leaf, per tree; and where in the log it is (-1: nowhere yet), if asked.
+    `newest`: where the last statement is that counted (mutable)."""
 
     outcomes: list[NDArray[np.uint8]]
     at: list[NDArray[np.int64]]
+    newest: int = -1
 
 
 async def _said(tx: Tx, sweep_id: UUID, trees: Sequence[Mapping[str, Any]], *, dated: bool) -> Said:
@@ -312,9 +317,13 @@ async def _said(tx: Tx, sweep_id: UUID, trees: Sequence[Mapping[str, Any]], *, d
         [np.zeros(tree["leaves"], np.uint8) for tree in trees],
         [np.full(tree["leaves"], -1, np.int64) for tree in trees] if dated else [],
     )
-    for tree, chunk, attempt, packed, index in await tx.fetch("certify_outcomes", sweep_id=sweep_id):
+    for tree, chunk, step, attempt, packed, index in await tx.fetch("certify_outcomes", sweep_id=sweep_id):
         place = slice(chunk * CHUNK_LEAVES, chunk * CHUNK_LEAVES + len(packed))
         part, told = said.outcomes[tree][place], np.frombuffer(packed, np.uint8)
+        said.newest = index
+        if step == Step.ERASE:
+            part[told != Outcome.OPEN] = Outcome.OPEN  # until it is looked for anew: as who replays the log counts
+            continue
         part[:] = sweeps.last_outcomes([part, told])
         if dated:
             said.at[tree][place][(told != Outcome.OPEN) | (attempt == 0)] = index

@@ -23,10 +23,17 @@ from unnest(%(sweeps)s::uuid[]) as o(sweep_id) order by 2
 on conflict (kind, key) do update set done_at = null, attempts = 0, not_before = clock_timestamp()
 where task.done_at is not null
 
--- Outcomes count once their statement is in the log: rescan's row comes before dispatch has seen its event.
+-- Outcomes count once their statement is in the log: rescan's row comes before dispatch has seen its event. What is erased
+-- anew counts too: it has to be looked for anew.
 -- name: certify_outcomes
-select tree, chunk, attempt, outcomes, log_index from outcome
-where sweep_id = %(sweep_id)s and step = 'absence' and log_index is not null order by attempt, tree, chunk
+select tree, chunk, step, attempt, outcomes, log_index from outcome
+where sweep_id = %(sweep_id)s and (step = 'absence' or (step = 'erase' and attempt > 0)) and log_index is not null
+order by log_index
+
+-- Whether what was read there has changed since. First attempts are of leaves that had no outcome, and cannot.
+-- name: certify_newer
+select exists (select from outcome
+               where sweep_id = %(sweep_id)s and step in ('erase', 'absence') and attempt > 0 and log_index > %(newest)s)
 
 -- What other sweeps hold of the same artifacts is read from their scope files.
 -- name: certify_others
