@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
@@ -12,6 +13,7 @@ from expunge.domain import cloudevents, events, request, statement, suppression
 from expunge.domain.errors import Unpublished
 from expunge.domain.words import Level, Provision
 from expunge.pipeline import WORKERS
+from expunge.stages.certify import finished
 from expunge.stages.certify import rows as certify_rows
 from expunge.tasks import Commit, Lease
 from tests.coordination import (
@@ -491,6 +493,84 @@ async def test_a_blocked_artifact_holds_up_its_own_request_only(world: Deploymen
     for one in (blocked, free):
         (await world.verify(one)).verified()
     assert world.sql("select count(*) from image") == [(1,)]
+
+
+async def test_what_is_erased_anew_is_certified_after_it_was_looked_for_anew(world: Deployment) -> None:
+    """The log says in between that it is open: a certificate of what was said of it before would not verify."""
+
+    async def turn_without_waiting(*workers: str) -> None:
+        world.only = frozenset(workers)
+        while await world._deliver() | await world.coordinator.turn() | await world._tasks():
+            pass
+
+    await world.seed(*album(1, 1), *album(4))
+    world.spaces[PHOTOS].blocked.add(("album-1", "p1-0.bin"))
+    world.spaces[PHOTOS].lying = True
+    blocked, other = world.deletion(1), world.deletion(4)
+    world.ask(blocked, other)
+    await turn_without_waiting(*set(WORKERS) - {"retrain"})  # which models it taints is not known
+    world.spaces[PHOTOS].blocked.clear()
+    world.spaces[PHOTOS].lying = False
+    world.only = frozenset({"coordinate", "purge"})
+    await world._skip_waits()
+    await turn_without_waiting("coordinate", "purge")
+    assert world.sql("select step, attempt from work where step <> 'done'") == [("absence", 1)]
+    await turn_without_waiting("coordinate", "retrain")
+    assert world.sql("select taint from sweep") == [("resolved",)]
+    assert (world.result(blocked), world.result(other)) == (None, None)
+    world.only = frozenset(WORKERS)
+    await world.settle()
+    for one in (blocked, other):
+        assert world.result(one) == "complete"
+        (await world.verify(one)).verified()
+
+
+async def test_a_certificate_is_not_made_of_what_changed_meanwhile(
+    world: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another coordinator logs that something was looked for anew after this one read what had been said of it."""
+    await world.seed(*album(1))
+    world.spaces[FACES].lying = True
+    asked = world.deletion(1)
+    made, times = finished.certificates, []
+
+    def meanwhile(*args: Any, **options: Any) -> Any:
+        times.append(args)
+        if len(times) == 1:
+            world.sql("update outcome set log_index = log_index + 1000 where step = 'absence' and attempt = 2")
+        return made(*args, **options)
+
+    world.only = frozenset(WORKERS) - {"retrain"}  # which models it taints is not known
+    await carried_out(world, asked)
+    monkeypatch.setattr("expunge.stages.certify.handler.certificates", meanwhile)
+    world.only = frozenset(WORKERS)
+    await world.settle()
+    assert (len(times), world.result(asked)) == (2, "partial")
+    world.sql("update outcome set log_index = log_index - 1000 where log_index >= 1000")
+    (await world.verify(asked)).verified()
+
+
+async def test_what_hides_and_erases_says_both_with_the_second_message(world: Deployment) -> None:
+    """The first was quarantined."""
+    await world.seed(*album(1))
+    asked = world.deletion(1)
+    world.only = frozenset(WORKERS) - {"invalidate"}
+    await carried_out(world, asked)
+    world.only = frozenset({"invalidate"})
+    await world.settle()
+    (hidden,) = [
+        one for one in world.broker.published
+        if one.topic == "expunge.outcomes" and b'"step":"hide"' in one.value
+        and world.sql("select trees -> %s ->> 'store' from sweep", json.loads(one.value)["tree"]) == [(FACES,)]
+    ]  # fmt: skip
+    world.broker.published.remove(hidden)
+    world.only = frozenset(WORKERS)
+    await world.settle()
+    await world.upkeep(age=0)
+    await world.settle()
+    assert (world.state(asked), world.letters()) == ("completed", [])
+    assert world.sql("select count(*) from outcome where log_index is null") == [(0,)]
+    (await world.verify(asked)).verified()
 
 
 async def test_requests_of_one_sweep_do_not_wait_for_each_other(world: Deployment) -> None:

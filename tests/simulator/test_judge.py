@@ -294,7 +294,7 @@ def test_how_far_a_certificate_looked_counts_where_it_found_nothing_again(
     ("erased", "looked"), [((1, 1), False), ((1, 4), False), ((1, 0), True), ((1, 6), True), ((1,), True)]
 )  # fmt: skip
 def test_a_chunk_counts_as_looked_at_unless_its_sample_left_out_what_was_said_to_be_gone(
-    erased: tuple[int, ...], looked: bool
+    erased: tuple[int, ...], *, looked: bool
 ) -> None:
     """A leaf that was left alone for a hold (4) does not make it known of the others."""
     assert ChunkSaid({"erase": bytearray(erased)}, level=2, sampled=1).looked is looked

@@ -69,7 +69,10 @@ def test_a_seed_decides_everything(postgres_server: PostgresServer) -> None:
     [
         ("select a from b order by a limit 3", True),
         ("select a from (select a from b order by a) c", False),
-        ("with d as (select a from b order by (c + (1)) limit 3 for update) update b set a = 1 from d returning a", False),
+        (
+            "with d as (select a from b order by (c + (1)) limit 3 for update) update b set a = 1 from d returning a",
+            False,
+        ),
         ("select array_agg(a order by a) from b group by c\n-- order by c", False),
     ],
 )

@@ -61,7 +61,7 @@ def sweep_of(claimed: list[list[list[int]]], outcomes: list[list[Outcome]]) -> S
     return Sweep(
         sweep_id=UUID(int=99), sweep_class="people", last_artifact=1, bucket=date(2026, 1, 1), key=KEY,
         scope_digest=b"d" * 32, rounds=0, trees=[{} for _ in outcomes], file=file, claims=columns,
-        outcomes=[np.array(one, np.uint8) for one in outcomes], absent=[],
+        outcomes=[np.array(one, np.uint8) for one in outcomes], absent=[], newest=-1,
     )  # fmt: skip
 
 
