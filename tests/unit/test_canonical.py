@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -145,7 +146,16 @@ def test_base64_round_trips(data: bytes) -> None:
     assert canonical.base64_decode(canonical.base64_encode(data)) == data
 
 
-@pytest.mark.parametrize("text", ["A", "AA", "AB==", "AAB=", "AA==\n", "A A=", "AA==AA==", "_-==", "=", "é==="])
+@pytest.mark.parametrize(
+    "text",
+    ["A", "AA", "AB==", "AAB=", "AA==\n", "A A=", "AA==AA==", "_-==", "=", "é===", "AAAA=", "AAAA====", "AAB=AAAA"],
+)
 def test_other_spellings_of_base64_are_malformed(text: str) -> None:
     with pytest.raises(Rejected):
         canonical.base64_decode(text)
+
+
+@given(st.text("AQg/=", max_size=9))
+def test_no_base64_is_read_that_would_be_written_otherwise(text: str) -> None:
+    with suppress(Rejected):
+        assert canonical.base64_encode(canonical.base64_decode(text)) == text

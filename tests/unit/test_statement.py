@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from expunge.domain import canonical, statement
 from expunge.domain.errors import Rejected
@@ -212,7 +214,16 @@ VARYING = {
 }
 
 
-@given(fields=st.fixed_dictionaries(VARYING), digest=st.sampled_from([ONE, TWO]))
+USUAL = VARYING | {
+    "at": st.datetimes(datetime(1000, 1, 1), timezones=st.just(UTC)).map(statement.instant),  # noqa: DTZ001 - `timezones` gives it
+    **dict.fromkeys(("attempt", "end", "sampled", "start"), st.integers(0, 10**15 - 1)),
+    "outcomes": st.lists(st.tuples(st.sampled_from(Outcome), st.integers(1, 10**15 - 1)), min_size=1).map(tuple),
+}
+"""What the short way of reading takes."""
+FIELDS = st.fixed_dictionaries(USUAL) | st.fixed_dictionaries(VARYING)
+
+
+@given(fields=FIELDS, digest=st.sampled_from([ONE, TWO]))
 def test_a_statement_like_one_that_was_read_is_read_as_if_it_were_the_first(
     fields: dict[str, Any], digest: str
 ) -> None:
@@ -231,6 +242,65 @@ def test_only_the_first_of_statements_alike_is_read_in_full(monkeypatch: pytest.
     statement.parse(statement.payload(PREDICATES[1], {"leaf-hashes": ONE}))
     monkeypatch.setattr(statement, "from_json", None)
     assert statement.parse(statement.payload(again, {"leaf-hashes": TWO})).predicate == again
+
+
+LIKE_MORE = st.sampled_from(
+    ["]", "[", '"', "[[1,3]]", '],"sampled":7', f'"sha256":"{ONE}"', '","previous":null', "a,", "a[1],", "a],"]
+)
+
+
+@given(
+    texts=st.fixed_dictionaries(
+        {"method": LIKE_MORE, "store": LIKE_MORE, "residue": st.lists(LIKE_MORE).map(tuple)},
+    ),
+    name=LIKE_MORE,
+    fields=FIELDS,
+    digest=st.sampled_from([ONE, TWO]),
+)
+def test_texts_that_look_like_the_statement_around_them_are_read_as_texts(
+    texts: dict[str, Any], name: str, fields: dict[str, Any], digest: str
+) -> None:
+    first = PREDICATES[1].model_copy(update=texts)
+    chunk = first.model_copy(update=fields)
+    statement._SEEN.clear()
+    statement.parse(statement.payload(first, {name: ONE}))
+    assert statement.parse(statement.payload(chunk, {name: digest})) == statement.Statement({name: digest}, chunk)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"2026-03-01T12:00:00Z", b"2026-02-30T12:00:00Z"),
+        (b"2026-03-01T12:00:00Z", b"2026-03-01 12:00:00Z"),
+        (b"2026-03-01T12:00:00Z", b"20260301T1200+00:00Z"),
+        (b"2026-03-01T12:00:00Z", b"2026-03-01T12:00:60Z"),
+        (b"[[1,3]]", b"[[8,3]]"),
+        (b"[[1,3]]", b"[[1,03]]"),
+        (b"[[1,3]]", b"[[1,3],]"),
+        (b"[[1,3]]", b"[[1,1][1,2]]"),
+        (b"[[1,3]]", b"[[1,3,1]]"),
+        (b"[[1,3]]", b"[1,3]"),
+        (b"[[1,3]]", b"[[[1,3]]]"),
+    ],
+)
+def test_times_and_outcomes_spelled_otherwise_are_refused_after_one_was_read(old: bytes, new: bytes) -> None:
+    data = statement.payload(PREDICATES[1], {"leaf-hashes": ONE})
+    statement.parse(data)
+    assert old in data
+    with pytest.raises(Rejected):
+        statement.parse(data.replace(old, new, 1))
+
+
+def test_what_is_read_the_short_way_is_a_model_like_any_other() -> None:
+    data = statement.payload(PREDICATES[1], {"leaf-hashes": ONE})
+    statement._SEEN.clear()
+    first, second = statement.parse(data).predicate, statement.parse(data).predicate
+    assert first is not second
+    assert first.model_fields_set == second.model_fields_set
+    assert second.model_dump() == first.model_dump()
+    assert Chunk.model_validate_json(second.model_dump_json()) == second == pickle.loads(pickle.dumps(second))  # noqa: S301 - our own
+    with pytest.raises(ValidationError):
+        second.attempt = 1  # type: ignore[misc] # frozen
 
 
 def _read(data: bytes) -> statement.Statement | str:

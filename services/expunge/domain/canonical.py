@@ -65,7 +65,8 @@ def base64_decode(text: str) -> bytes:
         data = binascii.a2b_base64(text, strict_mode=True)
     except ValueError as error:
         raise Rejected("malformed", "expected standard base64") from error
-    if base64_encode(data) != text:
+    # Strict decoding leaves open what only the last four characters show: stray padding and stray bits.
+    if base64_encode(data[-(len(data) % 3 or 3) :]) != text[-4:]:
         raise Rejected("malformed", "expected canonical base64, got stray bits or padding")
     return data
 

@@ -21,15 +21,16 @@ if TYPE_CHECKING:
 _CODES = {outcome: str(int(outcome)) for outcome in Outcome}
 _COUNT: Final = rb"(0|[1-9][0-9]{0,14})"
 _HEX: Final = rb"([0-9a-f]{64})"
-_TEXT: Final = rb'(?:[^"\\]|\\.)*'
 _VARYING: Final = re.compile(
-    rb'(\{"_type":"' + _TEXT + rb'","predicate":\{"at":")([0-9]{4}(?:-[0-9]{2}){2}T[0-9]{2}(?::[0-9]{2}){2})Z","attempt":'
-    + _COUNT + rb',"chunk_root":"' + _HEX + rb'","end":' + _COUNT + rb'(,"kind":"' + _TEXT + rb'","level":[0-9],"method":"'
-    + _TEXT + rb'"),"outcomes":\[((?:\[[0-9],[1-9][0-9]{0,14}\],?)+)\],"previous":(null|"[0-9a-f]{64}")(,"residue":\[[^\]]*\])'
-    rb',"sampled":' + _COUNT + rb'(,"scope":"[0-9a-f]{64}"),"start":' + _COUNT + rb'(,"step":.*"sha256":")' + _HEX
-    + rb'(".*)', re.DOTALL,
+    rb'(\{"_type":"[^"\\]*","predicate":\{"at":")(.{19})Z","attempt":' + _COUNT + rb',"chunk_root":"' + _HEX
+    + rb'","end":' + _COUNT + rb'(,"kind":"[^\[]*)\[([0-9,\[\]]+)\],"previous":(null|"[0-9a-f]{64}")(,"residue":\[[^\]]*\])'
+    rb',"sampled":' + _COUNT + rb'(,"scope":".{64}"),"start":' + _COUNT + rb'(,"step":.*"sha256":")' + _HEX + rb'(".*)',
+    re.DOTALL,
 )  # fmt: skip
-"""Groups, in order: what stays, then what varies, by turns as they stand. Every value is spelled in the one way."""
+"""Groups, in order: what stays, then what varies, by turns as they stand. What varies is spelled in the one way: here, and
+for times and outcomes in the functions that read them. What stays is compared whole and needs no more than its ends."""
+_AT: Final = re.compile(rb"[0-9]{4}(?:-[0-9]{2}){2}T[0-9]{2}(?::[0-9]{2}){2}")
+_OUTCOMES: Final = re.compile(rb"(?:\[[0-9],[1-9][0-9]{0,14}\],?)+")
 
 
 def body(chunk: Chunk) -> str:
@@ -61,7 +62,7 @@ def varying(data: bytes) -> tuple[tuple[bytes, ...], dict[str, Any], str] | None
     )
     try:
         fields = {
-            "at": datetime.fromisoformat(f"{at.decode()}+00:00"),
+            "at": _at(at),
             "attempt": int(attempt),
             "chunk_root": root.decode(),
             "end": int(end),
@@ -76,6 +77,16 @@ def varying(data: bytes) -> tuple[tuple[bytes, ...], dict[str, Any], str] | None
 
 
 @lru_cache(maxsize=1024)
+def _at(spelled: bytes) -> datetime:
+    """Raises `ValueError` for times that there are not, and those spelled otherwise."""
+    if not _AT.fullmatch(spelled):
+        raise ValueError("expected a time as statements spell it")
+    return datetime.fromisoformat(f"{spelled.decode()}+00:00")
+
+
+@lru_cache(maxsize=1024)
 def _outcomes(spelled: bytes) -> tuple[tuple[Outcome, int], ...]:
     """Raises `ValueError` for codes that there are not, and lists spelled otherwise."""
+    if not _OUTCOMES.fullmatch(spelled):
+        raise ValueError("expected run lengths as statements spell them")
     return tuple((Outcome(code), count) for code, count in json.loads(b"[%b]" % spelled))

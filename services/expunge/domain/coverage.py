@@ -95,15 +95,18 @@ def check_place(chunk: Chunk, trees: tuple[TreeScope, ...]) -> None:
 
 
 def _told(chunk: Chunk, leaves: int) -> bytes:
-    total = sum([count for _, count in chunk.outcomes])
-    if total != leaves:
+    told = _expanded(chunk.outcomes, leaves)
+    if told is None:
+        total = sum([count for _, count in chunk.outcomes])
         raise Tampered(place(chunk), f"expected outcomes of {leaves} leaves, got {total}")
-    return _expanded(chunk.outcomes)
+    return told
 
 
 @lru_cache(maxsize=256)
-def _expanded(runs: tuple[tuple[Outcome, int], ...]) -> bytes:
-    """Most chunks end alike, so they share their bytes."""
+def _expanded(runs: tuple[tuple[Outcome, int], ...], leaves: int) -> bytes | None:
+    """Most chunks end alike, so they share their bytes. None for runs of more leaves or fewer, of which nothing is made."""
+    if sum([count for _, count in runs]) != leaves:
+        return None
     return b"".join(bytes([code]) * count for code, count in runs)
 
 

@@ -146,6 +146,8 @@ def fold(  # noqa: C901, PLR0912 - one case per predicate
     if index != state.size:
         raise Tampered(f"log index {index}", f"expected index {state.size} next")
     match predicate:
+        case Chunk():  # first: nearly all are
+            _fold_chunk(_sweep(state, index, predicate.sweep, predicate.scope), index, digest, predicate)
         case Scope():
             if predicate.sweep in state.sweeps:
                 raise Tampered(f"log index {index}", "expected one scope per sweep, got a second")
@@ -156,8 +158,6 @@ def fold(  # noqa: C901, PLR0912 - one case per predicate
             _sweep(state, index, predicate.sweep, predicate.scope).void = predicate.reason
         case ScopeUnwitnessed():
             _sweep(state, index, predicate.sweep, predicate.scope).unwitnessed = True
-        case Chunk():
-            _fold_chunk(_sweep(state, index, predicate.sweep, predicate.scope), index, digest, predicate)
         case Completion():
             _fold_completion(_sweep(state, index, predicate.sweep, predicate.scope), index, predicate)
         case RegisteredBatch():

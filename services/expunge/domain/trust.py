@@ -150,21 +150,19 @@ class Trust(Frozen):
         """The key that must have signed: of `role`, and for executors of `store`, valid at `at` and not revoked at log
         `index`. `key_id` is the envelope's unauthenticated hint: it only chooses among keys that would all do. Raises
         `Tampered("policy")` naming what is missing."""
-        wanted = role.value if store is None else f"{role.value} key of store {store}"
         candidates = self._by_role.get((role, store), {})
+        found = candidates.get(key_id)
+        revoked = None if found is None else found.revoked_at_index
+        if found is not None and found.valid_at(at) and (revoked is None or index < revoked):
+            return found.key
+        wanted = role.value if store is None else f"{role.value} key of store {store}"
         if not candidates:
             raise Tampered("policy", f"expected a pinned {wanted}, the policy has none")
-        if key_id not in candidates:
+        if found is None:
             raise Tampered("policy", f"expected a signature by a pinned {wanted}, got key id {key_id[:64] or 'none'}")
-        found = candidates[key_id]
         if not found.valid_at(at):
             raise Tampered("policy", f"expected a {wanted} valid at {at.isoformat()}, {found.name} was not")
-        if found.revoked_at_index is not None and index >= found.revoked_at_index:
-            raise Tampered(
-                "policy",
-                f"expected a {wanted} that stands, {found.name} was revoked at log index {found.revoked_at_index}",
-            )
-        return found.key
+        raise Tampered("policy", f"expected a {wanted} that stands, {found.name} was revoked at log index {revoked}")
 
 
 def parse(data: bytes) -> Trust:
