@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from expunge import metrics
 from expunge.domain import cloudevents, events, request, statement, suppression
 from expunge.domain.errors import Unpublished
 from expunge.domain.words import Level, Provision
@@ -550,8 +551,11 @@ async def test_a_certificate_is_not_made_of_what_changed_meanwhile(
     (await world.verify(asked)).verified()
 
 
-async def test_what_hides_and_erases_says_both_with_the_second_message(world: Deployment) -> None:
-    """The first was quarantined."""
+@pytest.mark.parametrize("arrives", [True, False])
+async def test_what_hides_and_erases_says_both_with_the_second_message(world: Deployment, *, arrives: bool) -> None:
+    """Where the first was quarantined; where both arrive, each is counted once all the same."""
+    counted = metrics.ARTIFACTS.labels(FACES, "hide", "gone")._value
+    before = counted.get()
     await world.seed(*album(1))
     asked = world.deletion(1)
     world.only = frozenset(WORKERS) - {"invalidate"}
@@ -563,13 +567,15 @@ async def test_what_hides_and_erases_says_both_with_the_second_message(world: De
         if one.topic == "expunge.outcomes" and b'"step":"hide"' in one.value
         and world.sql("select trees -> %s ->> 'store' from sweep", json.loads(one.value)["tree"]) == [(FACES,)]
     ]  # fmt: skip
-    world.broker.published.remove(hidden)
+    if not arrives:
+        world.broker.published.remove(hidden)
     world.only = frozenset(WORKERS)
     await world.settle()
     await world.upkeep(age=0)
     await world.settle()
     assert (world.state(asked), world.letters()) == ("completed", [])
     assert world.sql("select count(*) from outcome where log_index is null") == [(0,)]
+    assert counted.get() - before == 4
     (await world.verify(asked)).verified()
 
 

@@ -170,27 +170,22 @@ class Dispatch:
             await self._done(tx, [_run(event) for event in acted.done])
         return acted.refused
 
-    async def _done(self, tx: Tx, told: Sequence[Run]) -> None:
+    async def _done(self, tx: Tx, runs: Sequence[Run]) -> None:
+        sweep_ids, trees, first, *_ = map(list, zip(*runs, strict=True))
         now = {
             (row[0], row[1], row[2]): row
-            for row in await tx.fetch(
-                "dispatch_runs", sweeps=[one[0] for one in told], trees=[one[1] for one in told],
-                first=[one[2] for one in told],
-            )
-        }  # fmt: skip
-        runs: list[Run] = []
-        for run in told:
-            # What hides also erases, and tells of both. If the first message was quarantined, the second says it as well:
-            # when it were ordered anew, the answer would be the same message again, and be known.
-            if run[4] == Step.ERASE and now.get(run[:3], (None,) * 6)[4:6] == (Step.HIDE, run[5]):
-                runs.append((*run[:4], Step.HIDE, run[5]))
-            runs.append(run)
-        sweep_ids, trees, first, end, steps, attempts = map(list, zip(*runs, strict=True))
+            for row in await tx.fetch("dispatch_runs", sweeps=sweep_ids, trees=trees, first=first)
+        }
         kinds = await self._kinds(tx, sweep_ids)
         after: dict[tuple[UUID, int, int], tuple[Run, float]] = {}
+        told: list[Run] = []
         for run in runs:  # in order: what was hidden may have been erased in the same batch
             before, _ = after.get(run[:3], (now.get(run[:3], (None,) * 6), 0.0))
-            if before[4:6] != run[4:6]:
+            # What hides also erases, and tells of both. If the first message was quarantined, the second says it as well:
+            # were it ordered anew, the answer would be the same message again, and be known.
+            implied = run[4] == Step.ERASE and before[4:6] == (Step.HIDE, run[5])
+            told += [(*run[:4], Step.HIDE, run[5]), run] if implied else [run]
+            if before[4:6] != run[4:6] and not implied:
                 continue  # answered before: this is a repeat
             step, attempt, delay = await self._next(tx, run, kinds[run[0]][run[1]])
             after[run[:3]] = (*run[:4], step, attempt), delay
@@ -205,7 +200,7 @@ class Dispatch:
             ready = [one for one, delay in zip(moved, delays, strict=True) if one[4] != DONE and not delay]
             await self._order(tx, ready, kinds)
             crash_point("dispatch.advanced")
-        await self._log(tx, kinds, sweep_ids, trees, steps, attempts, first, end)
+        await self._log(tx, kinds, told)
 
     async def _next(self, tx: Tx, run: Run, tree: Mapping[str, Any]) -> tuple[str, int, float]:
         """What comes after a step: the step, its attempt, and how long to wait first (seconds)."""
@@ -226,12 +221,11 @@ class Dispatch:
             return Step.ERASE, attempt + 1, min(60.0, 0.5 * 4.0**attempt)
         return DONE, attempt, 0.0
 
-    async def _log(self, tx: Tx, kinds: Mapping[UUID, Sequence[Mapping[str, Any]]], *columns: Sequence[Any]) -> None:
-        sweeps, trees, steps, attempts, first, end = columns
+    async def _log(self, tx: Tx, kinds: Mapping[UUID, Sequence[Mapping[str, Any]]], runs: Sequence[Run]) -> None:
+        sweeps, trees, first, end, steps, attempts = map(list, zip(*runs, strict=True))
         rows = await tx.fetch(
-            "dispatch_done_outcomes", sweeps=list(sweeps), trees=list(trees), steps=list(steps), attempts=list(attempts),
-            first=list(first), end=list(end),
-        )  # fmt: skip
+            "dispatch_done_outcomes", sweeps=sweeps, trees=trees, steps=steps, attempts=attempts, first=first, end=end
+        )
         if not rows:
             return
         for (sweep_id, tree, step), some in groupby(rows, key=itemgetter(0, 1, 3)):

@@ -231,9 +231,10 @@ class Certify:
             ids=[one.request_id for one in done], results=[one.result for one in done], states=states,
         )  # fmt: skip
         (index,) = await log(tx, [(predicate.type, envelope)])
-        # Nothing comes to the log any more before this is in it.
-        if (await tx.fetch("certify_newer", sweep_id=sweep.sweep_id, newest=sweep.newest))[0][0]:
-            raise Retryable("something was erased or looked for anew meanwhile")
+        if provision is Provision.DATA:  # nothing comes to the log any more before this is in it
+            ((newer,),) = await tx.fetch("certify_newer", sweep_id=sweep.sweep_id, newest=sweep.newest)
+            if newer:
+                raise Retryable("something was erased or looked for anew meanwhile")
         await tx.execute(
             "certify_put_round", sweep_id=sweep.sweep_id, round=number, provision=provision, requests=len(done),
             envelope=envelope, index=index, file_digest=file_digest, at=at,
