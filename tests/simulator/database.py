@@ -319,7 +319,7 @@ class Statement:
         self._order: list[str] = []
         text = re.sub(r"%\((\w+)\)s", self._placed, query).replace("%%", "%")
         plain = _plain(query)
-        self._ordered = ordered(query)
+        self.ordered = ordered(query)
         self._guarded = not ours and (
             not plain.startswith(("select", "with"))
             or re.search(r"\b(insert into|delete from|update) \w", plain) is not None
@@ -336,13 +336,17 @@ class Statement:
         return self._database.send(self._name, values, guarded=self._guarded, timed=self._timed)
 
     def rows(self, result: PGresult) -> list[tuple[Any, ...]]:
-        self._reader.set_pgresult(result)
-        rows = self._reader.load_rows(0, result.ntuples, tuple)
-        if len(rows) > 1 and not self._ordered:
+        rows = self.read(result)
+        if len(rows) > 1 and not self.ordered:
             # Else they come as they lie, which what earlier schedules left behind decides.
             rows.sort(key=repr)
             self._database.random.shuffle(rows)
         return rows
+
+    def read(self, result: PGresult) -> list[tuple[Any, ...]]:
+        """As they came."""
+        self._reader.set_pgresult(result)
+        return self._reader.load_rows(0, result.ntuples, tuple)
 
     def _placed(self, match: re.Match[str]) -> str:
         if match[1] not in self._order:

@@ -442,6 +442,11 @@ def test_a_hold_of_which_a_repeat_was_quarantined_holds(lines: Lines) -> None:
     assert ("I6", "unsettled") not in verdict(lines)
     lines[:] = [one for one in lines if one.get("type") != ACCEPTED or one["data"]["request_id"] != hold["id"]]
     assert ("I6", "unsettled") in verdict(lines)  # one that was never taken does not
+    rejected = event("expunge.proof.request-rejected.v1", "r", request_id=hold["id"], code="expired")
+    lines[end(lines) : end(lines)] = [rejected]
+    assert ("I6", "unsettled") in verdict(lines)
+    rejected["data"]["code"] = "too-late"
+    assert ("I6", "unsettled") not in verdict(lines)  # it stands for what comes later
 
 
 # What was not recorded, or not rightly

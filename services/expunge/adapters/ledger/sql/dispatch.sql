@@ -73,7 +73,7 @@ where step not in ('done', 'waiting')
   and (ordered_at < clock_timestamp() - make_interval(secs => %(age)s::float8)
        or ordered_at > clock_timestamp() + make_interval(secs => %(age)s::float8))
   and (not_before is null or not_before <= clock_timestamp() or not_before > clock_timestamp() + interval '5 minutes')
-order by ordered_at limit 256 for update skip locked
+order by ordered_at, sweep_id, tree, first_chunk limit 256 for update skip locked
 
 -- Sweeps whose taint was ordered and is not known yet: the order may have been quarantined.
 -- name: dispatch_untold
