@@ -183,10 +183,10 @@ class ChunkSaid:
 
     @property
     def looked(self) -> bool:
-        """Whether the bytes of every leaf were looked for, or should have been: its executor left some open. One that was
-        left alone for a hold or a cancel is none of these."""
-        erased = self.steps.get("erase", bytearray())
-        return self.sampled >= len(erased) or bool(set(erased) - ABSENT - {EXCLUDED})
+        """Whether the bytes of every leaf that is said to be gone were looked for. They are of no other: the sample was
+        drawn before erasing, of all."""
+        absence = self.steps.get("absence", bytearray())
+        return self.sampled >= sum(code in ABSENT for code in absence)
 
 
 @dataclass(slots=True)

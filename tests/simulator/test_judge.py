@@ -284,20 +284,21 @@ def test_how_far_a_certificate_looked_counts_where_it_found_nothing_again(
     }  # fmt: skip
     opened = judge.Opened(1, "", body)
     scope = SimpleNamespace(body={"trees": [{"kind": PHOTOS[0], "store": PHOTOS[1]}]})
-    chunk = ChunkSaid({"erase": bytearray([1, 1])}, level=2, sampled=1)
+    chunk = ChunkSaid({"absence": bytearray([1, 1])}, level=2, sampled=1)
     log: Any = SimpleNamespace(sweeps={"s": SimpleNamespace(scope=scope, then={0: {(0, 0): chunk}})})
     request: Any = SimpleNamespace(name="r")
     assert judge._levels(request, log, {opened.key: opened}) == level
 
 
 @pytest.mark.parametrize(
-    ("erased", "looked"), [((1, 1), False), ((1, 4), False), ((1, 0), True), ((1, 6), True), ((1,), True)]
+    ("told", "looked"),
+    [((1, 1), False), ((1, 4), True), ((1, 1, 4), False), ((1, 6), True), ((1, 1, 5), False), ((1, 2), False), ((1,), True)],
 )  # fmt: skip
 def test_a_chunk_counts_as_looked_at_unless_its_sample_left_out_what_was_said_to_be_gone(
-    erased: tuple[int, ...], *, looked: bool
+    told: tuple[int, ...], *, looked: bool
 ) -> None:
-    """A leaf that was left alone for a hold (4) does not make it known of the others."""
-    assert ChunkSaid({"erase": bytearray(erased)}, level=2, sampled=1).looked is looked
+    """A leaf that was left alone for a hold (4), or that the store refused (5), does not make it known of the others."""
+    assert ChunkSaid({"absence": bytearray(told)}, level=2, sampled=1).looked is looked
 
 
 # I4
