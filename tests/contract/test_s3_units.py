@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import tempfile
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from itertools import count
@@ -16,9 +17,10 @@ from expunge.adapters.stores import nowhere, table
 from expunge.adapters.stores.s3.locks import HELD
 from expunge.adapters.stores.webdataset import WebDatasetStore
 from expunge.conformance import CrashPoint, StoreConformance
-from expunge.domain.errors import Rejected
+from expunge.domain.errors import Rejected, Retryable
 from expunge.domain.words import Level, Outcome
 from tests.contract.test_stores import DIMENSIONS, VectorLocators, needs_faiss, photo, vector
+from tests.room import room_for
 from tests.s3servers import VERSITYGW, S3Server, beyond, serving
 
 needs_pyarrow = pytest.mark.skipif(
@@ -88,6 +90,30 @@ class OnS3(StoreConformance):
         assert self.reader.probe(unit, erased).tolist() == [True]
         self.open_store().erase(unit, erased, 1)
         assert self.reader.probe(unit, erased).tolist() == [False]
+
+    def test_copies_on_this_machine_have_no_name(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A process that is killed leaves nothing of them behind."""
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        found: dict[str, tuple[int, list[Path]]] = {}
+
+        def look(step: str) -> None:
+            files = [one.readlink() for one in Path("/proc/self/fd").iterdir() if one.is_symlink()]
+            found[step] = sum(tmp_path in one.parents for one in files), list(tmp_path.iterdir())
+
+        unit, erased, kept = self._filled(4, 2)
+        assert self._hide_and_erase(self.open_store(look), unit, erased, 1).outcomes.tolist() == [Outcome.GONE] * 2
+        assert found["rebuilt"] == (2, [])
+        assert found["unhidden"] == (0, [])
+        assert set(self.read(unit)) == set(kept)
+
+    def test_no_room_for_a_copy_is_said_and_changes_nothing(self) -> None:
+        unit, erased, _ = self._filled(4, 2)
+        before = self.read(unit)
+        with pytest.raises(Retryable, match="the file system answered EFBIG"), room_for(16):
+            self.open_store().erase(unit, erased, 1)
+        assert self.read(unit) == before
+        self.open_store().erase(unit, erased, 2)
+        assert self.reader.probe(unit, erased).tolist() == [False] * 2
 
     def test_an_upload_begun_before_the_switch_is_aborted(self) -> None:
         unit, erased, _ = self._filled(2, 1)

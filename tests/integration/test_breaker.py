@@ -7,6 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from expunge import breaker
 from expunge.chunks.circuits import FAILURES, REST_SECONDS, Circuits
@@ -180,6 +181,21 @@ def test_a_store_that_was_asked_over_and_over_already_is_left_alone_at_once() ->
     with pytest.raises(Overloaded):
         circuits.guarded(busy)(UnitWork("a", "u", []))
     assert circuits.open("a")
+
+
+def test_why_a_call_failed_is_logged_and_what_it_was_about_is_not() -> None:
+    circuits = Circuits("purge")
+
+    def full(_: UnitWork) -> None:
+        raise Retryable("the file system answered ENOSPC")
+
+    guarded = circuits.guarded(full)
+    with capture_logs() as lines:
+        for _ in range(FAILURES + 3):  # nothing is asked of a store that is left alone, so nothing is said of it
+            with pytest.raises(Retryable):
+                guarded(UnitWork("a", "somebody.bin", []))
+    told = {"event": "call to a store failed", "log_level": "warning", "action": "retry", "store": "a"}
+    assert lines == [{**told, "reason": "the file system answered ENOSPC"}] * FAILURES
 
 
 def test_what_a_store_refuses_is_an_answer() -> None:

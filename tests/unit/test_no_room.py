@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import resource
 import runpy
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,20 +14,10 @@ from expunge.cli.console import Exit, write_new
 from expunge.domain.errors import Rejected
 from expunge.verify import read_bundle, write_bundle
 from tests.guards.sources import ROOT
+from tests.room import room_for
 
 BYTES = 8192
 FILES = {"a.json": b"a", "below/b.json": bytes(range(256)) * 256, "c.json": b"c"}
-
-
-@contextmanager
-def room_for(count: int) -> Iterator[None]:
-    """No file of this process may become longer."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (count, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:

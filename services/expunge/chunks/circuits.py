@@ -13,11 +13,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+import structlog
+
 from expunge import metrics
 from expunge.domain.errors import Overloaded, Retryable
 
 if TYPE_CHECKING:
     from expunge.chunks.units import UnitWork
+
+log = structlog.get_logger(__name__)
 
 FAILURES: Final = 5
 """Passing faults in a row that open a circuit."""
@@ -51,6 +55,7 @@ class Circuits:
             try:
                 call(work)
             except Retryable as error:
+                log.warning("call to a store failed", action="retry", store=work.store, reason=str(error))
                 self._failed(work.store, FAILURES if isinstance(error, Overloaded) else 1)
                 raise
             except BaseException:

@@ -327,15 +327,10 @@ def open_files(url: str, *, erasing: bool) -> tuple[ObjectFiles, dict[str, str]]
 
 @contextmanager
 def _temporary() -> Iterator[str]:
-    """A file of this machine that only we can read, gone afterwards; a killed process leaves it to the system's own
-    cleaning of its temporary directory."""
-    fd, path = tempfile.mkstemp(prefix="expunge-")
-    os.close(fd)
-    try:
-        yield path
-    finally:
-        with suppress(FileNotFoundError):
-            os.unlink(path)
+    """A file of this machine without a name, by a path for this process alone: what it holds of people goes with the
+    process, however that ends."""
+    with tempfile.TemporaryFile(buffering=0) as file:
+        yield f"/proc/self/fd/{file.fileno()}"
 
 
 @contextmanager
