@@ -14,7 +14,7 @@ class ExpungeError(Exception):
 
 
 class Retryable(ExpungeError):  # noqa: N818 - families are named for what the caller does, not for being errors
-    """A passing fault: the same call may succeed later. Its text is logged: it names no unit, key or locator."""
+    """A passing fault: the same call may succeed later."""
 
 
 class Unpublished(Retryable):
