@@ -79,7 +79,7 @@ def test_every_query_is_used() -> None:
 
 CATALOGUE = {"image", "artifact", "image_subject"}
 """Tables that grow with all that was ever registered."""
-READ_ALL = {"reconcile_start", "reports_artifacts", "reports_unconsented", "restored_subjects"}
+READ_ALL = {"reports_artifacts", "reports_unconsented", "restored_subjects"}
 """Queries that are about the whole catalogue, asked for by an operator or once a day."""
 MANY_ROWS: Final = 10_000
 """More than the planner may expect of one reading: a source has 4,000 images here, and a range that is looked up by the

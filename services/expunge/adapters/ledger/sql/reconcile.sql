@@ -17,15 +17,19 @@ select distinct source_no from ordinal_block where first_ordinal = any(%(blocks)
 -- name: reconcile_sources_named
 select source_no from source where %(names)s::text[] is null or name = any(%(names)s::text[]) order by 1
 
--- One statement, one snapshot: the log's size, the highest artifact id, and counts by source and kind.
+-- One statement, one snapshot: the log's size, the highest artifact id given so far (under the lock above nobody is about
+-- to commit one), and counts by source and kind.
 -- name: reconcile_start
-select (select next from log_head), (select coalesce(max(artifact_id), 0) from artifact),
+select (select next from log_head), (select case when is_called then last_value else 0 end from artifact_id),
        (select coalesce(jsonb_agg(jsonb_build_array(x.source_no, x.kind, x.artifacts)), '[]') from (
             select source_no, kind, sum(artifacts)::bigint as artifacts from erased
             where source_no = any(%(sources)s::integer[]) group by 1, 2) as x),
        (select coalesce(jsonb_agg(jsonb_build_array(x.source_no, x.kind, x.artifacts)), '[]') from (
-            select b.source_no, a.kind, count(*) as artifacts
-            from ordinal_block b join artifact a on a.ordinal >= b.first_ordinal and a.ordinal < b.first_ordinal + 65536
+            select b.source_no, c.kind, sum(c.artifacts)::bigint as artifacts
+            from ordinal_block b cross join lateral (
+                select a.kind, count(*) as artifacts from artifact a
+                where a.ordinal >= b.first_ordinal and a.ordinal < b.first_ordinal + 65536 group by 1
+            ) as c
             where b.source_no = any(%(sources)s::integer[]) group by 1, 2) as x)
 
 -- name: reconcile_erased
