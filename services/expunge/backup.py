@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 from expunge import restored
 from expunge.adapters.ledger.postgres import PostgresLedger, migrations
-from expunge.domain import suppression
+from expunge.domain import suppression, tiles
 from expunge.domain.errors import Rejected
 from expunge.domain.merkle import HASH_BYTES, leaf_hash
 from expunge.domain.note import NoteKey
 from expunge.domain.replay import entries
 from expunge.ports import Tx
-from expunge.replay import fetcher, open_checkpoint
+from expunge.replay import open_checkpoint
 from expunge.restored import Standing
 from expunge.stages.prove import recover
 from expunge.wiring import Deployment
@@ -91,7 +91,7 @@ async def _log(deployment: Deployment, tx: Tx) -> tuple[int, bool, int]:
     ((held,),) = await tx.fetch("readside_log_size")
     both = min(held, checkpoint.size)
     ((flat,),) = await tx.fetch("prove_hashes", first=0, end=both)
-    fetch = fetcher(deployment.tiles)
+    fetch = tiles.fetcher(deployment.tiles.read)
     hashes = await asyncio.to_thread(
         lambda: b"".join(leaf_hash(entry) for _, entry in entries(0, checkpoint.size, fetch))
     )

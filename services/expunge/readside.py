@@ -134,7 +134,7 @@ class Reader:
             raise Tampered("certificate", "expected the certificate whose digest was recorded")
         made = certificate.Certificate.model_validate_json(data)
         # 2, 3
-        tree = tiles.TileTree(size, self._fetch)
+        tree = tiles.TileTree(size, tiles.fetcher(self._tiles.read))
         logged = [
             bundle.Logged(index, bytes(entry), tuple(tree.inclusion_path(index)))
             for index, entry in statements
@@ -188,12 +188,6 @@ class Reader:
             "artifacts": [{"kind": kind, "store": store, "artifacts": number} for kind, store, number in counts],
             "approval": len(subjects) != 1 or len(ordinals) > self._approval_images,
         }
-
-    def _fetch(self, path: str) -> bytes:
-        try:
-            return self._tiles.read(path)
-        except FileNotFoundError as error:
-            raise LookupError(path) from error
 
     def _roots(
         self, sweep_id: UUID, bucket: date, trees: Sequence[Mapping[str, Any]], covered: Mapping[int, int]

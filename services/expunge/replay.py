@@ -91,7 +91,7 @@ def replay(
     signed under its role, 4. fold. Raises `Tampered` at the first thing that is wrong; `Rejected("other-replay")` where
     `resume` is of another log or policy, or beyond `until`.
     """
-    fetch = fetcher(store)
+    fetch = tiles.fetcher(store.read)
     policy = hashlib.sha256(dump_policy(trust)).hexdigest()
     # 1
     checkpoint = open_checkpoint(store, trust)
@@ -117,18 +117,6 @@ def replay(
     if save is not None:
         save(Folded(trust.origin, policy, state, hashes[: state.size * HASH_BYTES]))
     return Replayed(checkpoint, hashes, state)
-
-
-def fetcher(store: TileStore) -> tiles.Fetch:
-    """The store as `domain.tiles` reads it."""
-
-    def fetch(path: str) -> bytes:
-        try:
-            return store.read(path)
-        except FileNotFoundError as error:
-            raise LookupError(path) from error
-
-    return fetch
 
 
 def open_checkpoint(store: TileStore, trust: Trust) -> note.Checkpoint:

@@ -11,6 +11,7 @@ import pytest
 from expunge import wiring
 from expunge.adapters.ledger.postgres import migrate
 from expunge.settings import Settings
+from expunge.stages.plan import Plan
 from expunge.wiring import Deployment, build_worker, run
 
 
@@ -33,7 +34,7 @@ def test_a_plan_writes_its_columns_beside_the_files_they_become(
     """In a container what is temporary has room for some 64 MiB, and an order of millions has more columns."""
     given: list[Path | None] = []
 
-    class Seen(wiring.Plan):
+    class Seen(Plan):
         def __init__(self, **parts: Any) -> None:
             given.append(parts.get("spools"))
             super().__init__(**parts)
@@ -48,17 +49,17 @@ def test_a_worker_has_its_memory_given_back_before_it_takes_any(
 ) -> None:
     order: list[str] = []
 
-    class Stopped(Exception):
+    class StoppedError(Exception):
         """The worker is as far as it has to be."""
 
     def build(_name: str, _settings: Settings) -> None:
         order.append("build")
-        raise Stopped
+        raise StoppedError
 
     monkeypatch.setattr(run, "configure_logging", lambda _level: None)
     monkeypatch.setattr(run, "give_back", lambda: order.append("give back"))
     monkeypatch.setattr(run, "build_worker", build)
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         run.run_worker("purge", settings)
     assert order == ["give back", "build"]
 

@@ -23,6 +23,19 @@ TILE_WIDTH: Final = 256
 Fetch: TypeAlias = Callable[[str], bytes]
 """Gives a stored file by its path, or raises `LookupError` when there is none."""
 
+
+def fetcher(read: Callable[[str], bytes]) -> Fetch:
+    """`read` raises `FileNotFoundError` where there is no such file, as `TileStore.read` does."""
+
+    def fetch(path: str) -> bytes:
+        try:
+            return read(path)
+        except FileNotFoundError as error:
+            raise LookupError(path) from error
+
+    return fetch
+
+
 _HEIGHT: Final = 8
 _LEVELS: Final = 64
 _PATH: Final = re.compile(r"tile/(entries|0|[1-9][0-9]?)/((?:x[0-9]{3}/)*[0-9]{3})(?:\.p/([1-9][0-9]{0,2}))?", re.ASCII)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Final
 
-from expunge.domain import dsse, evidence, merkle, note, replay, statement
+from expunge.domain import dsse, evidence, merkle, note, replay, statement, tiles
 from expunge.domain.errors import Rejected, Tampered
 from expunge.domain.events import AuditFailed, AuditPassed
 from expunge.domain.merkle import HASH_BYTES, Frontier
@@ -82,7 +82,7 @@ class Audit:
         """Steps 2 and 3; leaf hashes of the new entries, and `frontier` grown to the checkpoint."""
         hashes = bytearray()
         with _finding("entries"):
-            entries = replay.entries(frontier.size, checkpoint.size, self._fetch)
+            entries = replay.entries(frontier.size, checkpoint.size, tiles.fetcher(self._tiles.read))
             for index, entry in entries:
                 digest = merkle.leaf_hash(entry)
                 frontier.append(digest)
@@ -95,12 +95,6 @@ class Audit:
         if frontier.root() != checkpoint.root:
             raise Tampered("root", "expected entries that extend the audited log to the checkpoint's root")
         return bytes(hashes)
-
-    def _fetch(self, path: str) -> bytes:
-        try:
-            return self._tiles.read(path)
-        except FileNotFoundError as error:
-            raise LookupError(path) from error
 
     async def _check_rows(self, first: int, hashes: bytes) -> None:
         """Step 4."""

@@ -168,12 +168,7 @@ class Prove:
             )
 
     def _write(self, old: int, rows: Sequence[tuple[Any, ...]], note: bytes) -> None:
-        def fetch(path: str) -> bytes:
-            try:
-                return self._store.read(path)
-            except FileNotFoundError as error:
-                raise LookupError(path) from error
-
+        fetch = tiles.fetcher(self._store.read)
         size = old + len(rows)
         files = dict(tiles.extend(old, b"".join(row[1] for row in rows), fetch))
         for bundle in tiles.new_bundles(old, size):

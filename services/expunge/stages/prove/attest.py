@@ -147,13 +147,11 @@ class Attest:
             return None
 
     def _proof(self, old: int, size: int) -> list[bytes]:
-        return merkle.consistency_path(tiles.TileTree(size, self._fetch), old) if 0 < old < size else []
-
-    def _fetch(self, path: str) -> bytes:
-        try:
-            return self._store.read(path)
-        except FileNotFoundError as error:
-            raise LookupError(path) from error
+        return (
+            merkle.consistency_path(tiles.TileTree(size, tiles.fetcher(self._store.read)), old)
+            if 0 < old < size
+            else []
+        )
 
     def _publish(self, size: int, signed: bytes, token: bytes | None) -> None:
         self._store.write({f"checkpoints/{size}": signed})

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from expunge.domain import dsse, merkle, note, replay, statement
+from expunge.domain import dsse, merkle, note, replay, statement, tiles
 from expunge.domain.errors import Rejected, Tampered
 from expunge.domain.merkle import HASH_BYTES
 from expunge.domain.note import NoteKey
@@ -51,12 +51,7 @@ async def recover(ledger: Ledger, store: TileStore, key: NoteKey) -> int:
 
 
 def _read(store: TileStore, key: NoteKey) -> tuple[bytes, note.Checkpoint, list[bytes]]:
-    def fetch(path: str) -> bytes:
-        try:
-            return store.read(path)
-        except FileNotFoundError as error:
-            raise LookupError(path) from error
-
+    fetch = tiles.fetcher(store.read)
     # 1
     try:
         signed = fetch("checkpoint")
