@@ -85,7 +85,8 @@ def poison(ground: Ground) -> Report:
     small, report = ground.small, Report()
     victim, *others = small.register(4)
     letters = len(small.letters())
-    small.arm("coordinate", "delivery.held")
+    point = "intake.inserted"  # outcomes do not come by it: those not acknowledged yet come again after each death
+    small.arm("coordinate", point)
     poisoned = small.delete(victim)
     deaths = 0
 
@@ -94,7 +95,7 @@ def poison(ground: Ground) -> Report:
         if small.ended("coordinate"):
             deaths += 1
             if deaths < 3:
-                small.arm("coordinate", "delivery.held")
+                small.arm("coordinate", point)
             small.restart("coordinate", ready=False)  # it may be dead again before it is ready
         return len(small.letters()) > letters
 
