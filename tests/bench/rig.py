@@ -13,8 +13,10 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final, Self
@@ -353,8 +355,10 @@ class Publishing:
 
     def sent(self) -> dict[str, float]:
         """When each was published, or was to be if there is a rate, by request id: a publisher that falls behind its
-        schedule makes its requests no younger."""
-        found: dict[str, float] = self._end.recv()
+        schedule makes its requests no younger. Raises `RuntimeError` where a publisher failed."""
+        found: dict[str, float] | str = self._end.recv()
+        if isinstance(found, str):
+            raise RuntimeError(found)  # noqa: TRY004 - it is what went wrong, not a wrong type
         return found
 
 
@@ -366,27 +370,30 @@ def _publish(end: Connection, bootstrap: str, publishers: int, floor: bool) -> N
         one._producer.send(WARM.name, b"warm")
         one.flush()
     end.send("ready")
-    while (job := end.recv()) is not None:
-        subjects, rate = job
-        sent: dict[str, float] = {}
-        start = time.time()
-
-        def run(number: int, subjects: list[str] = subjects, rate: float | None = rate, start: float = start,
-                sent: dict[str, float] = sent) -> None:  # fmt: skip
-            for at in range(number, len(subjects), publishers):
-                due = time.time()
-                if rate is not None:
-                    due = start + at / rate
-                    time.sleep(max(0.0, due - time.time()))
-                request_id: RequestId = made[number].delete(SubjectRef(subjects[at]), regulation=Regulation.GDPR)
-                sent[request_id] = due
-            made[number].flush()
-
-        threads = [threading.Thread(target=run, args=(number,)) for number in range(publishers)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        end.send(sent)
+    with ThreadPoolExecutor(publishers) as pool:
+        while (job := end.recv()) is not None:
+            subjects, rate = job
+            start = time.time()
+            publish = partial(_published, made, subjects, rate, start)
+            try:
+                end.send({one: at for sent in pool.map(publish, range(publishers)) for one, at in sent.items()})
+            except Exception as error:  # noqa: BLE001 - told to who measures
+                end.send(f"a publisher failed: {error!r}")
     for one in made:
         one.close()
+
+
+def _published(
+    made: Sequence[Publisher], subjects: Sequence[str], rate: float | None, start: float, number: int
+) -> dict[str, float]:
+    """Every so-many-th of `subjects`, by publisher `number`: when each was due, by request id."""
+    sent: dict[str, float] = {}
+    for at in range(number, len(subjects), len(made)):
+        due = time.time()
+        if rate is not None:
+            due = start + at / rate
+            time.sleep(max(0.0, due - time.time()))
+        request_id: RequestId = made[number].delete(SubjectRef(subjects[at]), regulation=Regulation.GDPR)
+        sent[request_id] = due
+    made[number].flush()
+    return sent
